@@ -1,0 +1,146 @@
+"""The intent log in memory: what is wanted of every chunk's flags, and what of it is durable.
+
+Nothing here does I/O.  The keeper (`mirrorfs.mirror.keeper`) takes a batch of changed pages with `begin`,
+writes it to every member leg and to stable storage, and says `finish` or `abandon`.  All writers that
+changed flags before a `begin` are served by that one batch: group commit.
+
+Two arrays, because a flag that is only wanted protects nothing:
+
+``states``   what the flags should be.
+``durable``  what may be relied on.  From the moment a batch begins, a flag that the batch changes counts as
+             *not* durable in the direction that protects: DIRTY, MODIFIED and NEEDS_RESYNC are durable only
+             if set before and after, and "not UNWRITTEN" only if clear before and after.
+"""
+
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mirrorfs.intent.states import ALL, DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
+from mirrorfs.metadata.wibm import PAGE_CHUNKS, States, encode_page, pages_for
+
+_PROTECT_BY_BEING_SET = np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC)
+_PROTECT_BY_BEING_CLEAR = np.uint8(UNWRITTEN | UNZEROED)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pages to be made durable together.  `states` maps a page number to its uint8 states."""
+
+    volume: uuid.UUID
+    serial: int
+    states: dict[int, States]
+
+    def encode(self, page: int, copy: int) -> bytes:
+        return encode_page(self.volume, page, copy, self.serial, self.states[page])
+
+
+class IntentLog:
+    """Flags of all chunks of one volume.  Owned by one thread; every method is synchronous.
+
+    `states` and `durable`: uint8 [chunks].  `serial`: the volume-wide serial of the last batch.
+    """
+
+    def __init__(self, volume: uuid.UUID, states: States, serial: int) -> None:
+        self.volume = volume
+        self.states = states
+        self.durable = states.copy()
+        self.serial = serial
+        self._pending = np.zeros(pages_for(len(states)), np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def pages(self) -> int:
+        return len(self._pending)
+
+    @property
+    def pending(self) -> bool:
+        """Whether some page differs from what the legs were last told."""
+        return bool(self._pending.any())
+
+    def update(self, first: int, last: int, set_: int = 0, clear: int = 0) -> bool:
+        """Set and clear flags of the chunks first..last; return whether anything changed."""
+        part = self.states[first : last + 1]
+        new = (part | np.uint8(set_)) & np.uint8(ALL & ~clear)
+        if np.array_equal(new, part):
+            return False
+        part[:] = new
+        self._pending[first // PAGE_CHUNKS : last // PAGE_CHUNKS + 1] = True
+        return True
+
+    def update_chunks(self, chunks: npt.NDArray[np.intp], set_: int = 0, clear: int = 0) -> int:
+        """Set and clear flags of the chunks whose numbers are given (intp [n]); return how many changed."""
+        old = self.states[chunks]
+        new = (old | np.uint8(set_)) & np.uint8(ALL & ~clear)
+        changed = chunks[new != old]
+        self.states[chunks] = new
+        self._pending[changed // PAGE_CHUNKS] = True
+        return len(changed)
+
+    def where(self, set_: int, clear: int = 0) -> npt.NDArray[np.intp]:
+        """Return the numbers (intp [n], ascending) of chunks with all of `set_` set and `clear` clear."""
+        return np.flatnonzero((self.states & np.uint8(set_ | clear)) == np.uint8(set_))
+
+    def count(self, flag: int) -> int:
+        return int(np.count_nonzero(self.states & np.uint8(flag)))
+
+    def is_durable(self, first: int, last: int, set_: int = 0, clear: int = 0) -> bool:
+        """Whether all chunks first..last have these flags both wanted and durable."""
+        both = np.uint8(set_ | clear)
+        for array in (self.states, self.durable):
+            if not np.all((array[first : last + 1] & both) == np.uint8(set_)):
+                return False
+        return True
+
+    def touch_all(self) -> None:
+        """Mark every page to be written, as for a log that legs do not have yet."""
+        self._pending[:] = True
+
+    def touch_pages(self, pages: npt.NDArray[np.bool_]) -> None:
+        """Mark pages (bool [pages]) to be written."""
+        self._pending |= pages
+
+    def begin(self) -> Batch:
+        """Take all pending pages.  Until `finish`, what they change protects in neither direction."""
+        self.serial += 1
+        pages = np.flatnonzero(self._pending).tolist()
+        self._pending[:] = False
+        batch = Batch(self.volume, self.serial, {page: self._page(page).copy() for page in pages})
+        for page, wanted in batch.states.items():
+            durable = self._page(page, self.durable)
+            durable[:] = (durable & wanted & _PROTECT_BY_BEING_SET) | (
+                (durable | wanted) & _PROTECT_BY_BEING_CLEAR
+            )
+        return batch
+
+    def finish(self, batch: Batch) -> None:
+        """The batch is durable on every member."""
+        for page, stored in batch.states.items():
+            self._page(page, self.durable)[:] = stored
+
+    def abandon(self, batch: Batch) -> None:
+        """The batch may be on some legs or on none: write its pages again with the next one."""
+        self._pending[list(batch.states)] = True
+
+    def whole(self) -> Batch:
+        """Return a batch of all pages as they are wanted now, for a leg that is about to join."""
+        self.serial += 1
+        return Batch(self.volume, self.serial, {page: self._page(page).copy() for page in range(self.pages)})
+
+    def grow(self, chunks: int, state: int) -> None:
+        """Add chunks at the end, each with `state`."""
+        more = np.full(chunks - len(self.states), state, np.uint8)
+        self.states = np.concatenate((self.states, more))
+        self.durable = np.concatenate((self.durable, more))
+        pending = np.zeros(pages_for(chunks), np.bool_)
+        pending[: self.pages] = self._pending
+        pending[self.pages - 1 :] = True
+        self._pending = pending
+
+    def _page(self, page: int, array: States | None = None) -> States:
+        base = self.states if array is None else array
+        return base[page * PAGE_CHUNKS : (page + 1) * PAGE_CHUNKS]

@@ -1,0 +1,91 @@
+"""The Leg interface: one copy of a volume, as bytes at offsets.
+
+Implementations: `mirrorfs.leg.file.FileLeg` (files and block devices) and `mirrorfs.sim.crashleg.CrashLeg`.
+All of them pass tests/test_leg_conformance.py.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Leg(Protocol):
+    """Offsets and lengths in bytes from the leg's start.  All errors are `OSError`.
+
+    Every call may be cancelled; the I/O may then still reach the medium later.  Such a call stays counted
+    in `calls` until it has really ended, and a leg with calls under way must not be opened anew.
+    """
+
+    path: str
+    sharing: int | None
+    """Identifies the filesystem that holds the leg; None for a device.  Equal ones run full together."""
+
+    @property
+    def calls(self) -> int:
+        """I/O calls under way, abandoned ones included."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The leg's present size."""
+        ...
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Return exactly `length` bytes.  EIO where the leg ends early."""
+        ...
+
+    async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
+        """Write all of `data`.  With `durable`, these bytes (only) are on stable storage on return."""
+        ...
+
+    async def flush(self) -> None:
+        """Put everything written before this call on stable storage."""
+        ...
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, giving its space back where the leg can."""
+        ...
+
+    async def allocate(self, offset: int, length: int) -> None:
+        """Reserve space for the range; its contents stay.  May do nothing."""
+        ...
+
+    async def extents(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
+        """Return the (offset, length) parts of the range that may hold anything but zeros, ascending."""
+        ...
+
+    async def erase(self, offset: int, length: int) -> bool:
+        """Forget the range quickly; return whether it now surely reads as zeros."""
+        ...
+
+    async def extend(self, size: int) -> bool:
+        """Make the leg at least `size` bytes long; return whether what was added reads as zeros.
+
+        ENOSPC where that cannot be.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the leg.  Calls not yet begun fail with ECANCELED; those under way end by themselves."""
+        ...
+
+
+class Opener(Protocol):
+    """Where legs come from."""
+
+    async def open(self, path: str, *, create_size: int = 0) -> tuple[Leg, bool]:
+        """Open the leg for us alone; return it and whether it was created.
+
+        With `create_size` (bytes) a path that is not there is made, sparse, and an empty file extended.
+        Raises Refused: ENOENT, EBUSY with the holder's name, EINVAL for what cannot be a leg.
+        """
+        ...
+
+    async def require_blank(self, leg: Leg) -> None:
+        """Raise Refused(EEXIST) if the leg bears a signature, ours or anybody's."""
+        ...
+
+    async def discard_new(self, leg: Leg) -> None:
+        """Remove a leg that `open` created and that is not wanted after all."""
+        ...

@@ -1,0 +1,159 @@
+"""Legs that are regular files or block devices."""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from mirrorfs import limits
+from mirrorfs.errors import LegError
+from mirrorfs.leg.base import Buffer
+from mirrorfs.leg.workers import Workers
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+KEEP_SIZE = 0x01
+PUNCH_HOLE = 0x02
+ZERO_RANGE = 0x10
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
+_ZEROS = bytes(1 << 20)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with its modes, which the os module lacks.  Raises OSError."""
+    if _libc.fallocate(fd, mode, offset, length):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+class FileLeg:
+    """A leg behind a file descriptor.  See `mirrorfs.leg.base.Leg`; all I/O goes through threads."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        info = os.fstat(fd)
+        self.is_device = stat.S_ISBLK(info.st_mode)
+        self.sharing = None if self.is_device else info.st_dev
+        self.identity = (info.st_dev, info.st_ino)
+        self._workers = Workers(path, limits.LEG_CALLS)
+        self.lane_calls = 0
+        """Calls of a superseded lane that have not returned (see mirrorfs.fs.lane)."""
+        self._closed = False
+
+    @property
+    def calls(self) -> int:
+        return self._workers.calls + self.lane_calls
+
+    @property
+    def size(self) -> int:
+        return os.lseek(self.fd, 0, os.SEEK_END) if self.is_device else os.fstat(self.fd).st_size
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        return await self._workers.run(self._read, offset, length)
+
+    def _read(self, offset: int, length: int) -> Buffer:
+        data = os.pread(self.fd, length, offset)
+        if len(data) == length:
+            return data
+        whole = bytearray(data)
+        while len(whole) < length:
+            data = os.pread(self.fd, length - len(whole), offset + len(whole))
+            if not data:
+                raise LegError(errno.EIO, f'{self.path} ends at byte {offset + len(whole)}')
+            whole += data
+        return whole
+
+    async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
+        await self._workers.run(self._write, offset, data, os.RWF_DSYNC if durable else 0)
+
+    def _write(self, offset: int, data: Buffer, flags: int) -> None:
+        view = memoryview(data)
+        while view:
+            # RWF_DSYNC syncs just the bytes of this call, where fdatasync would flush the whole leg.
+            done = os.pwritev(self.fd, [view], offset, flags)
+            if not done:
+                raise LegError(errno.EIO, f'{self.path} took no bytes at {offset}')
+            view = view[done:]
+            offset += done
+
+    async def flush(self) -> None:
+        await self._workers.run(os.fdatasync, self.fd)
+
+    async def zero(self, offset: int, length: int) -> None:
+        await self._workers.run(self._zero, offset, length)
+
+    def _zero(self, offset: int, length: int) -> None:
+        mode = KEEP_SIZE | (ZERO_RANGE if self.is_device else PUNCH_HOLE)
+        try:
+            return fallocate(self.fd, mode, offset, length)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+        for at in range(offset, offset + length, len(_ZEROS)):
+            self._write(at, memoryview(_ZEROS)[: min(len(_ZEROS), offset + length - at)], 0)
+        return None
+
+    async def allocate(self, offset: int, length: int) -> None:
+        if not self.is_device:
+            await self._workers.run(fallocate, self.fd, KEEP_SIZE, offset, length)
+
+    async def extents(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
+        if self.is_device:
+            return [(offset, length)]
+        return await self._workers.run(self._extents, offset, length)
+
+    def _extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        found = []
+        at, end = offset, offset + length
+        try:
+            while at < end:
+                data = os.lseek(self.fd, at, os.SEEK_DATA)
+                if data >= end:
+                    break
+                at = min(end, os.lseek(self.fd, data, os.SEEK_HOLE))
+                found.append((data, at - data))
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # ENXIO: nothing but a hole to the end of the file
+                return [(offset, length)]
+        return found
+
+    async def erase(self, offset: int, length: int) -> bool:
+        if self.is_device:
+            return False
+        return await self._workers.run(self._erase, offset, length)
+
+    def _erase(self, offset: int, length: int) -> bool:
+        try:
+            fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno in _NOT_SUPPORTED:
+                return False
+            raise
+        return True
+
+    async def extend(self, size: int) -> bool:
+        return await self._workers.run(self._extend, size)
+
+    def _extend(self, size: int) -> bool:
+        if self.size < size:
+            if self.is_device:
+                raise LegError(errno.ENOSPC, f'{self.path} has {self.size} bytes, {size} are needed')
+            os.ftruncate(self.fd, size)
+        return not self.is_device
+
+    def lane_returned(self) -> None:
+        """A superseded lane's call on this leg has come back."""
+        self.lane_calls -= 1
+        self._close_when_idle()
+
+    def close(self) -> None:
+        """Close the descriptor, at once or when the last call that uses it has returned."""
+        self._workers.close(self._close_when_idle)
+        self._close_when_idle()
+
+    def _close_when_idle(self) -> None:
+        if self._workers.closed and not self.calls and not self._closed:
+            self._closed = True
+            os.close(self.fd)

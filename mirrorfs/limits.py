@@ -1,0 +1,58 @@
+"""Every bound in one place: a queue, a buffer, a wait or a name that has no limit here is a defect.
+
+Sizes are in bytes and times in seconds unless the name says otherwise.
+"""
+
+SECTOR = 512
+PAGE = 4096
+
+CHUNK_MIN = 64 << 10
+CHUNK_MAX = 64 << 20
+CHUNK_DEFAULT = 1 << 20
+CHUNKS_MAX = 1 << 26
+CHUNKS_DEFAULT_MAX = 1 << 20
+"""The default chunk size grows with the volume so that it has no more chunks than this."""
+GROWTH_RESERVED = 16
+"""New legs reserve room in the log for a volume this many times as large."""
+
+VOLUME_MIN = 64 << 10
+LEGS_MIN = 1
+LEGS_MAX = 8
+SLOTS = 16
+"""Slot numbers are kept for life, so there are more of them than legs at a time."""
+GENERATIONS_MAX = 40
+NAME_MAX = 128
+VOLUMES_MAX = 1024
+
+LEG_TIMEOUT = 30.0
+LEG_TIMEOUT_MIN = 0.5
+FLUSH_RATE_MIN = 4 << 20
+"""A flush may take LEG_TIMEOUT and, on top, the time that its unflushed bytes need at this many bytes/s."""
+UNFLUSHED_MAX = 256 << 20
+"""Bytes acknowledged but not flushed after which a flush is started in the background."""
+LEG_CALLS = 8
+"""Calls in flight on one leg."""
+
+TIME_BASE = 5.0
+TIME_BASE_MIN, TIME_BASE_MAX = 0.01, 3600.0
+LOOKAHEAD_MAX_CHUNKS = 64
+WINDOW = 1 << 20
+"""Bytes that recovery and resync aim to copy in one go (at least one chunk)."""
+WINDOWS_IN_FLIGHT = 4
+MARK_INTERVAL = 2.0
+"""Recovery flushes the target and moves its durable mark at least this often."""
+
+EVENTS_KEPT = 1000
+CONTROL_WRITE_MAX = 64 << 10
+CONTROL_READ_MAX = 64 << 10
+"""One reply to a read of a control file (an ordinary user's socket takes no more at once)."""
+REQUEST_MAX = 1 << 20
+"""Largest WRITE or READ that the kernel sends us."""
+MAX_BACKGROUND = 256
+"""Asynchronous requests the kernel may have in flight on the mount: bounds buffers to this many MiB, and is
+so large that one volume's stuck requests leave room for the others'."""
+LANE_POLL = 40e-6
+LANE_STUCK = 0.25
+"""A lane that is this long in one leg call is replaced."""
+STOP_PATIENCE = 60.0
+"""How long a stopping daemon waits for requests in flight before it gives up."""

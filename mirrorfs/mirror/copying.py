@@ -1,0 +1,64 @@
+"""Copying a range from one leg to others: holes stay holes, and only what a leg holds is moved."""
+
+from collections.abc import Sequence
+
+import trio
+
+from mirrorfs import limits
+from mirrorfs.errors import LegTimeout
+from mirrorfs.leg.base import Buffer
+from mirrorfs.mirror.fanout import Failures, fan_out
+from mirrorfs.mirror.member import Member
+
+
+async def read_in_time(member: Member, offset: int, length: int, patience: float) -> Buffer:
+    """Read from a leg; raises LegTimeout after `patience` seconds, other OSErrors as they come."""
+    with trio.move_on_after(patience):
+        return await member.read(offset, length)
+    raise LegTimeout(f'{member.leg.path} did not answer a read within {patience:g} s')
+
+
+async def copy_range(
+    source: Member, targets: Sequence[Member], offset: int, length: int, patience: float
+) -> tuple[int, Failures]:
+    """Make the range on every target equal to the source's; return bytes copied and targets that failed.
+
+    Offsets are bytes of the volume.  A target that fails gets no more of the range.  Raises OSError where
+    the source cannot be read.  Nothing is flushed.
+    """
+    failures: Failures = {}
+    copied = 0
+    at, end = offset, offset + length
+    extents = list(await source.extents(offset, length))
+    for start, size in [*extents, (end, 0)]:
+        if start > at:
+            await _on_targets(targets, failures, at, start - at, None, patience)
+        for piece in range(start, start + size, limits.REQUEST_MAX):
+            step = min(limits.REQUEST_MAX, start + size - piece)
+            data = await read_in_time(source, piece, step, patience)
+            await _on_targets(targets, failures, piece, step, data, patience)
+            copied += step
+        at = start + size
+    return copied, failures
+
+
+async def _on_targets(
+    targets: Sequence[Member],
+    failures: Failures,
+    offset: int,
+    length: int,
+    data: Buffer | None,
+    patience: float,
+) -> None:
+    """Write `data`, or zeros for None, to the targets that have not failed yet."""
+    working = [target for target in targets if target.slot not in failures]
+    if not working:
+        return
+
+    async def store(member: Member) -> None:
+        if data is None:
+            await member.zero(offset, length)
+        else:
+            await member.write(offset, data)
+
+    failures.update(await fan_out(working, None, store, patience))

@@ -1,0 +1,41 @@
+"""Reading and writing what makes a leg ours."""
+
+import uuid
+
+from mirrorfs import limits
+from mirrorfs.errors import BadMetadata
+from mirrorfs.intent.log import IntentLog
+from mirrorfs.leg.base import Leg
+from mirrorfs.metadata import wibm
+from mirrorfs.mirror.member import Member
+from mirrorfs.model import VolumeRecord
+
+
+async def read_super(leg: Leg) -> tuple[wibm.LegSuper, int]:
+    """Return the newest superblock on a leg and which copy it is.  Raises BadMetadata, OSError."""
+    if leg.size < wibm.LOG_OFFSET:
+        raise BadMetadata('too short to hold a wibm superblock')
+    pages = [bytes(await leg.read(offset, limits.PAGE)) for offset in wibm.SUPER_OFFSETS]
+    return wibm.newest_super(pages[0], pages[1])
+
+
+async def format_leg(
+    leg: Leg,
+    identity: uuid.UUID,
+    slot: int,
+    layout: wibm.Layout,
+    log: IntentLog,
+    record: VolumeRecord,
+    serial: int,
+) -> Member:
+    """Write all metadata of a leg that joins, superblock last; return it as a member.  Raises OSError.
+
+    The leg's old log, if any, must not win over the volume's: both copies of every page are written.
+    """
+    member = Member(slot, leg, identity, layout, log.pages)
+    await leg.write(0, bytes(limits.PAGE))
+    await leg.write(wibm.BAD_BLOCKS_OFFSET, b'\xff' * limits.PAGE)
+    await member.store_log_anew(log.whole())
+    await leg.flush()
+    await member.store_super_anew(record, serial)
+    return member

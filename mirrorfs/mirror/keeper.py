@@ -1,0 +1,229 @@
+"""The keeper makes what is wanted durable: log pages, superblocks, the pool's record, in that order.
+
+Everyone who needs something durable changes the state in memory and awaits `commit`.  One task stores in
+rounds; a round serves all who came before it began (group commit).  Why the order:
+
+* pages first: a superblock that says "leg 1 is stale" must find its MODIFIED flags already there;
+* superblocks on every member before the pool: the pool is a witness that is never ahead of all legs, so a
+  leg below the pool's events is stale (`mirrorfs.mirror.assembly`);
+* a leg that fails during a round is expelled and the round begins again, before anyone is told that it is
+  done: what an absent leg lacks is recorded before it is acknowledged (invariant 3).
+
+The first thing that becomes durable in a session carries a new event count, the ACTIVE flag and the legs
+that are absent; a session in which nothing is written changes nothing on the medium.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import trio
+
+from mirrorfs.intent.log import Batch, IntentLog
+from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN
+from mirrorfs.mirror import membership
+from mirrorfs.mirror.fanout import Failures, fan_out, judge
+from mirrorfs.mirror.member import Member
+from mirrorfs.model import LegState, VolumeRecord
+
+
+class RecordStore(Protocol):
+    """Where the pool keeps a volume's record."""
+
+    async def save(self, record: VolumeRecord) -> None:
+        """Make it durable, whole or not at all.  Raises OSError."""
+        ...
+
+
+class Observer(Protocol):
+    """Told, synchronously, what the keeper decided by itself."""
+
+    def legs_changing(self) -> None:
+        """Members just changed: nothing may be written around the slow path until that is durable."""
+        ...
+
+    def leg_expelled(self, slot: int, path: str, reason: str) -> None: ...
+
+
+class _Round:
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: OSError | None = None
+
+
+class Keeper:
+    """Owns a volume's record, members and log.  `run` must be running for `commit` to return.
+
+    `record` is what the legs have and `pooled` what the pool has; the pool may be behind after a crash.
+    `clock` returns microseconds since 1970; it and `new_uuid` are given so that a simulation decides them.
+    """
+
+    def __init__(
+        self,
+        record: VolumeRecord,
+        members: Sequence[Member],
+        absent: Sequence[int],
+        log: IntentLog,
+        pool: RecordStore,
+        observer: Observer,
+        *,
+        pooled: VolumeRecord,
+        serial: int,
+        leg_timeout: float,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+        new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
+    ) -> None:
+        self.record = record
+        self.members = {member.slot: member for member in members}
+        self.absent = set(absent)
+        self.quarantine: dict[int, Member] = {}
+        """Expelled legs that may still have calls under way.  The observer closes them, when nobody writes
+        to them around the slow path any more."""
+        self.log = log
+        self.leg_timeout = leg_timeout
+        self.clock = clock
+        self.new_uuid = new_uuid
+        self.session = False
+        self._session_wanted = False
+        self._pool = pool
+        self._observer = observer
+        self._serial = serial
+        self._recorded = record
+        self._pooled = _definition(pooled)
+        self._next = _Round()
+        self._wake = trio.Event()
+        self.rounds = 0
+        self.served = 0
+        """Rounds stored, and commits they served."""
+
+    @property
+    def in_sync(self) -> list[int]:
+        return [slot for slot in self.members if self.record.slots[slot].state is LegState.IN_SYNC]
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether membership has changed and that is not durable yet."""
+        return self._recorded.events != self.record.events
+
+    async def commit(self) -> None:
+        """Return when all that is wanted now is durable on every member and in the pool.
+
+        Raises OSError where no leg, or not the pool, could store it; it stays wanted.
+        """
+        current = self._next
+        self.served += 1
+        self._wake.set()
+        await current.done.wait()
+        if current.error:
+            raise current.error
+
+    async def settle(self) -> None:
+        """Wait until every change of membership is durable; what invariant 3 asks before an answer."""
+        while self.unrecorded:
+            await self.commit()
+
+    async def open_session(self) -> None:
+        """Make durable that the volume is in use, before anything is written."""
+        if not self.session:
+            self._session_wanted = True
+        if not self.session or self.unrecorded:
+            await self.commit()
+
+    def expel(self, failures: Mapping[int, OSError | str], state: LegState = LegState.FAULTY) -> None:
+        """Drop members at once, in memory; `commit` makes it durable.  Slots that are not members: nothing.
+
+        What the lost leg had not flushed counts as missing there: every dirty chunk becomes MODIFIED.
+        """
+        slots = [slot for slot in failures if slot in self.members]
+        if not slots:
+            return
+        self.record = membership.leave(self.record, slots, state, self.new_uuid(), self.clock())
+        for slot in slots:
+            member = self.members.pop(slot)
+            self.quarantine[slot] = member
+            self._observer.leg_expelled(slot, member.leg.path, _reason(failures[slot]))
+        self.mark_missed()
+        self._observer.legs_changing()
+
+    def mark_missed(self) -> None:
+        """Flag every dirty chunk MODIFIED, since a leg left that may lack it."""
+        self.log.update_chunks(self.log.where(DIRTY, UNWRITTEN), set_=MODIFIED)
+
+    async def run(self) -> None:
+        """Store rounds for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            current, self._next = self._next, _Round()
+            try:
+                await self._store()
+            except OSError as error:
+                current.error = error
+            current.done.set()
+
+    async def _store(self) -> None:
+        while True:
+            if self._session_wanted or self.log.pending or self.record is not self._recorded:
+                self._begin_session()
+            record, batch = self.record, self.log.begin()
+            members = list(self.members.values())
+            failures = await self._store_on_legs(members, record, batch)
+            verdict = judge(members, self.in_sync, failures)
+            if failures:
+                self.log.abandon(batch)
+            if verdict.error:
+                raise verdict.error
+            if failures:
+                self.expel(verdict.expel)
+                continue
+            self.log.finish(batch)
+            if _definition(record) != self._pooled:
+                await self._pool.save(record)
+                self._pooled = _definition(record)
+            self._recorded = record
+            self.rounds += 1
+            return
+
+    def _begin_session(self) -> None:
+        """Make sure that what is about to be stored says: in use, by these legs and no others."""
+        if self.session:
+            return
+        self.session = True
+        self.record = self.record.but(active=True, events=self.record.events + 1)
+        if self.absent:
+            gone = sorted(self.absent)
+            self.absent.clear()
+            self.record = membership.leave(
+                self.record, gone, LegState.MISSING, self.new_uuid(), self.clock()
+            )
+            self.mark_missed()
+        self._observer.legs_changing()
+
+    async def _store_on_legs(self, members: list[Member], record: VolumeRecord, batch: Batch) -> Failures:
+        in_sync = self.in_sync
+        if batch.states:
+            failures = await fan_out(members, in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
+            if failures:
+                return failures
+        if record is self._recorded:
+            return {}
+        self._serial += 1
+        stamped = record.but(updated_us=self.clock())
+        serial = self._serial
+        return await fan_out(members, in_sync, lambda m: m.store_super(stamped, serial), self.leg_timeout)
+
+    def next_serial(self) -> int:
+        """Return a superblock serial above all before it, for a leg that is being formatted."""
+        self._serial += 1
+        return self._serial
+
+
+def _definition(record: VolumeRecord) -> VolumeRecord:
+    """Return what of a record the pool must know at once; marks and the like can wait for the next event."""
+    slots = tuple(slot.but(mark=0) for slot in record.slots)
+    return record.but(slots=slots, updated_us=0, active=False)
+
+
+def _reason(failure: OSError | str) -> str:
+    return failure if isinstance(failure, str) else failure.strerror or str(failure)

@@ -1,0 +1,142 @@
+"""Which legs count, and how that changes: pure functions from record to record.
+
+Every transition that changes who is a member bumps `events`.  One that may let legs part ways (an in-sync
+leg leaves) begins a new generation of the lineage, so that a stale leg and a split brain can be told apart
+however equal their counters look.
+
+    state       event                     state
+    ---------   -----------------------   ---------
+    IN_SYNC     leave(FAULTY, MISSING)    FAULTY, MISSING     tracked_since = events before
+    SPARE       leave(FAULTY, MISSING)    FAULTY, MISSING     keeps mark and full
+    stale       rejoin                    SPARE               full unless its absence was tracked
+    VACANT      join                      SPARE               full
+    SPARE       complete                  IN_SYNC
+    stale       remove                    REMOVED
+"""
+
+import enum
+import uuid
+from collections.abc import Iterable, Sequence
+
+from mirrorfs import limits
+from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
+
+
+class Kinship(enum.Enum):
+    """How one lineage relates to another."""
+
+    SAME = 'same'
+    ANCESTOR = 'ancestor'
+    DESCENDANT = 'descendant'
+    CONFLICT = 'conflict'
+
+
+def kinship(mine: Sequence[Generation], other: Sequence[Generation]) -> Kinship:
+    """Return what `mine` is to `other`: the same, an ancestor, a descendant, or grown apart."""
+    if mine[-1].uuid == other[-1].uuid:
+        return Kinship.SAME
+    if mine[-1].uuid in {step.uuid for step in other}:
+        return Kinship.ANCESTOR
+    if other[-1].uuid in {step.uuid for step in mine}:
+        return Kinship.DESCENDANT
+    return Kinship.CONFLICT
+
+
+def new_generation(record: VolumeRecord, generation: uuid.UUID, time_us: int) -> VolumeRecord:
+    """Begin a new generation; the oldest is forgotten beyond GENERATIONS_MAX."""
+    step = Generation(generation, time_us, record.events)
+    return record.but(lineage=(*record.lineage, step)[-limits.GENERATIONS_MAX :])
+
+
+def leave(
+    record: VolumeRecord, slots: Iterable[int], state: LegState, generation: uuid.UUID, time_us: int
+) -> VolumeRecord:
+    """Expel the legs in `slots`, which become `state` (a stale one)."""
+    assert state.is_stale
+    before = record.events
+    record = record.but(events=before + 1)
+    parting = False
+    for number in slots:
+        slot = record.slots[number]
+        assert slot.state.is_member
+        parting |= slot.state is LegState.IN_SYNC
+        since = before if record.logged else 0
+        record = record.with_slot(number, slot.but(state=state, tracked_since=since))
+    return new_generation(record, generation, time_us) if parting else record
+
+
+def can_catch_up(record: VolumeRecord, number: int, leg: VolumeRecord) -> bool:
+    """Whether a returning leg, whose own superblock says `leg`, needs only the MODIFIED chunks.
+
+    Its whole absence must have been tracked: it left no earlier than tracking of its slot began, in a
+    lineage that is ours or an ancestor of ours.
+    """
+    slot = record.slots[number]
+    return (
+        record.logged
+        and slot.tracked_since > 0
+        and leg.events >= slot.tracked_since
+        and kinship(leg.lineage, record.lineage) in (Kinship.SAME, Kinship.ANCESTOR)
+    )
+
+
+def rejoin(record: VolumeRecord, number: int, path: str, *, caught_up: bool) -> VolumeRecord:
+    """Take back the stale leg of a slot as a SPARE; `caught_up` as from `can_catch_up`."""
+    slot = record.slots[number]
+    assert slot.state.is_stale
+    slot = slot.but(state=LegState.SPARE, path=path, tracked_since=0)
+    if not caught_up:
+        slot = slot.but(full=True, mark=0)
+    return record.but(events=record.events + 1).with_slot(number, slot)
+
+
+def join(record: VolumeRecord, number: int, leg: uuid.UUID, path: str) -> VolumeRecord:
+    """Give a new leg a vacant slot, as a SPARE that needs everything."""
+    slot = Slot(LegState.SPARE, leg, full=True, path=path)
+    members = 1 + sum(1 for _ in record.where(LegState.IN_SYNC, LegState.SPARE))
+    record = record.but(events=record.events + 1, raid_disks=max(record.raid_disks, members))
+    return record.with_slot(number, slot)
+
+
+def complete(record: VolumeRecord, number: int) -> VolumeRecord:
+    """Recovery of a slot has ended: it counts.  At full strength, legs that went away are forgotten."""
+    slot = record.slots[number]
+    assert slot.state is LegState.SPARE
+    record = record.but(events=record.events + 1)
+    record = record.with_slot(number, slot.but(state=LegState.IN_SYNC, mark=0, full=False, tracked_since=0))
+    if record.degraded or any(record.where(LegState.SPARE)):
+        return record
+    for other in record.where(LegState.REMOVED, LegState.MISSING):
+        record = record.with_slot(other, Slot())
+    for other in record.where(LegState.FAULTY):
+        record = record.with_slot(other, record.slots[other].but(tracked_since=0))
+    return record
+
+
+def remove(record: VolumeRecord, number: int) -> VolumeRecord:
+    """Take a stale leg out; its slot stays remembered, so that it may be re-added."""
+    slot = record.slots[number]
+    assert slot.state.is_stale
+    return record.but(events=record.events + 1).with_slot(number, slot.but(state=LegState.REMOVED))
+
+
+def advance(record: VolumeRecord, number: int, mark: int) -> VolumeRecord:
+    """Move a spare's durable mark, in chunks.  No change of membership, so no event."""
+    return record.with_slot(number, record.slots[number].but(mark=mark))
+
+
+def free_slot(record: VolumeRecord) -> int | None:
+    """Return the number for a new leg: the lowest vacant one, else the lowest that was removed."""
+    return next(record.where(LegState.VACANT), next(record.where(LegState.REMOVED), None))
+
+
+def needs_tracking(record: VolumeRecord) -> bool:
+    """Whether some leg that is away, or not yet caught up, will need to know what was modified."""
+    return any(
+        slot.state is LegState.SPARE or (slot.state.is_stale and slot.tracked_since) for slot in record.slots
+    )
+
+
+def absentees_tracked(record: VolumeRecord) -> bool:
+    """Whether a write now must be flagged MODIFIED for a leg that does not get it."""
+    return any(slot.state.is_stale and slot.tracked_since for slot in record.slots)

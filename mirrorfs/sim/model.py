@@ -1,0 +1,109 @@
+"""What callers were promised: for every block, which writes may still be seen.
+
+Time is a counter of the model's own.  A write is superseded when another began after it was acknowledged
+and is itself acknowledged (for reads while running) or covered by a returned flush (after a power cut).
+Values are checked sector by sector, since a power cut tears writes at sectors.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from mirrorfs.limits import SECTOR
+
+BLOCK = 4096
+_TAG = struct.Struct('<Q')
+NEVER = 1 << 62
+
+
+@dataclass(slots=True)
+class Write:
+    """One write of one tag to some blocks.  Tag 0 is zeros: the initial state, and discards."""
+
+    tag: int
+    blocks: range
+    began: int
+    acked: int = NEVER
+    durable: bool = False
+
+
+class Model:
+    """The promise for one volume of `blocks` blocks of 4096 bytes."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.writes: list[list[Write]] = [[Write(0, range(blocks), 0, 0, True)] for _ in range(blocks)]
+        self._now = 1
+        self._tag = 0
+
+    def tick(self) -> int:
+        self._now += 1
+        return self._now
+
+    def begin(self, first: int, count: int, *, zeros: bool = False) -> Write:
+        """A write begins; return it, with its tag."""
+        self._tag += 1
+        write = Write(0 if zeros else self._tag, range(first, first + count), self.tick())
+        for block in write.blocks:
+            self.writes[block].append(write)
+        return write
+
+    def data(self, write: Write) -> bytes:
+        """Return the bytes of a write: its tag at the start of every sector."""
+        return fill(write.tag) * len(write.blocks)
+
+    def ack(self, write: Write) -> None:
+        write.acked = self.tick()
+
+    def flushed(self, began: int) -> None:
+        """A flush that began at `began` has returned: what was acknowledged before it is durable."""
+        for history in self.writes:
+            for write in history:
+                write.durable |= write.acked < began
+            self._prune(history)
+
+    def _prune(self, history: list[Write]) -> None:
+        floor = max((write.began for write in history if write.durable), default=0)
+        history[:] = [write for write in history if write.acked >= floor or write.began >= floor]
+
+    def power_cut(self) -> None:
+        """What was under way may have happened; nothing more is promised of it."""
+        self.tick()
+        for history in self.writes:
+            for write in history:
+                if write.acked == NEVER:
+                    write.acked = self._now
+        self.tick()
+
+    def visible(self, block: int, now: int) -> set[int]:
+        """Return the tags that a read which began at `now` may see."""
+        history = self.writes[block]
+        floor = max((write.began for write in history if write.acked < now), default=0)
+        return {write.tag for write in history if write.acked >= floor}
+
+    def possible(self, block: int) -> set[int]:
+        """Return the tags that a block may hold after a power cut."""
+        return {write.tag for write in self.writes[block]}
+
+    def settle(self, block: int, tags: list[int]) -> None:
+        """After recovery, what a block holds is what it durably is."""
+        kept = [write for write in self.writes[block] if write.tag in tags]
+        for write in kept:
+            write.durable = True
+        self.writes[block] = kept
+
+
+def fill(tag: int) -> bytes:
+    """Return one block's bytes for a tag."""
+    if not tag:
+        return bytes(BLOCK)
+    return (_TAG.pack(tag) + b'\xa5' * (SECTOR - _TAG.size)) * (BLOCK // SECTOR)
+
+
+def tags(data: bytes) -> list[int]:
+    """Return the tags of a block's sectors; raises AssertionError for bytes that no write wrote."""
+    found = []
+    for at in range(0, len(data), SECTOR):
+        tag = _TAG.unpack_from(data, at)[0]
+        assert data[at : at + SECTOR] == fill(tag)[:SECTOR], f'garbage in a sector, tag {tag}'
+        found.append(tag)
+    return found

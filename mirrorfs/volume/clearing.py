@@ -1,0 +1,71 @@
+"""Lazy clearing: chunks that were quiet for a while, and flushed on every leg, become clean in batches.
+
+Also bounds how much acknowledged data may wait to be flushed, so that no flush takes for ever.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from mirrorfs import hot, limits
+from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC
+from mirrorfs.volume.volume import Volume
+
+
+class Clearer:
+    """Sweeps one volume every `time_base` seconds."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.allowed = True
+
+    async def run(self) -> None:
+        """Sweep for ever.  A chunk is cleared one to two time_bases after its last write."""
+        while True:
+            await trio.sleep(self._volume.record.time_base_ms / 1000)
+            if self.allowed and not self._volume.broken:
+                try:
+                    await self.sweep()
+                except OSError as error:
+                    self._volume.emit('Error', self._volume.name, '', f'clearing: {error.strerror or error}')
+
+    async def sweep(self) -> int:
+        """Clear what has been quiet since the last sweep; return how many chunks.  Raises OSError."""
+        volume = self._volume
+        touched = volume.hot.touched_view()
+        dirty = volume.log.where(DIRTY, NEEDS_RESYNC)
+        quiet = dirty[touched[dirty] == 0]
+        touched[:] = 0
+        quiet = self._unheld(quiet)
+        if not len(quiet):
+            return 0
+        volume.hot.view()[quiet] &= np.uint8(0xFF & ~hot.WRITE)
+        await volume.hot.settle()
+        await volume.flush()
+        quiet = self._still_quiet(quiet)
+        volume.log.update_chunks(quiet, clear=DIRTY)
+        await volume.keeper.commit()
+        return len(quiet)
+
+    def _still_quiet(self, quiet: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Return those of the chunks that nobody wrote, or may be writing, since the flush began."""
+        volume = self._volume
+        quiet = quiet[(volume.log.states[quiet] & np.uint8(DIRTY | NEEDS_RESYNC)) == DIRTY]
+        quiet = quiet[volume.hot.touched_view()[quiet] == 0]
+        quiet = quiet[(volume.hot.view()[quiet] & np.uint8(hot.WRITE)) == 0]
+        return self._unheld(quiet)
+
+    def _unheld(self, chunks: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        for low, high in self._volume.locks.exclusive_ranges():
+            chunks = chunks[(chunks < low) | (chunks > high)]
+        return chunks
+
+    async def bound_unflushed(self) -> None:
+        """Flush in the background when much has been written since the last flush."""
+        while True:
+            await trio.sleep(1)
+            if self._volume.unflushed > limits.UNFLUSHED_MAX and not self._volume.broken:
+                try:
+                    await self._volume.flush()
+                except OSError as error:
+                    self._volume.emit('Error', self._volume.name, '', f'flush: {error.strerror or error}')

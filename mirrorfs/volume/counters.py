@@ -1,0 +1,20 @@
+"""What a volume counts beside what its data lane counts (`mirrorfs.hot.HotTable`)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Bytes and operations since the volume was started."""
+
+    reads: int = 0
+    writes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    flushes: int = 0
+    resynced: int = 0
+    """Bytes copied to make legs equal after an unclean stop or a failed write."""
+    recovered: int = 0
+    """Bytes copied to bring legs up to date."""
+    unflushed: int = 0
+    """Bytes that the slow path wrote to each leg since the last flush began."""

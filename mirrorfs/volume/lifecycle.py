@@ -1,0 +1,200 @@
+"""How a volume starts from its legs, runs, and stops."""
+
+import errno
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import trio
+
+from mirrorfs import limits
+from mirrorfs.errors import Refused
+from mirrorfs.intent.log import IntentLog
+from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.leg.base import Leg
+from mirrorfs.metadata import wibm
+from mirrorfs.mirror import membership
+from mirrorfs.mirror.assembly import Plan, assemble
+from mirrorfs.mirror.keeper import Keeper, RecordStore
+from mirrorfs.mirror.member import Member
+from mirrorfs.model import VolumeRecord
+from mirrorfs.volume.clearing import Clearer
+from mirrorfs.volume.rebuild import Rebuilder
+from mirrorfs.volume.volume import Emit, Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A leg at hand: opened, with the newest superblock on it and which copy that is."""
+
+    leg: Leg
+    sup: wibm.LegSuper
+    copy: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a mount decides for all its volumes.  The two functions are replaced by simulations."""
+
+    leg_timeout: float = limits.LEG_TIMEOUT
+    clock: Callable[[], int] = field(default=lambda: time.time_ns() // 1000)
+    new_uuid: Callable[[], uuid.UUID] = uuid.uuid4
+
+
+@dataclass(slots=True)
+class Started:
+    """A started volume with the tasks that keep it; `run` must run while it is used."""
+
+    volume: Volume
+    plan: Plan
+    rebuilder: Rebuilder
+    clearer: Clearer
+    _store_first: bool
+    """Whether something must be durable before the volume may be used."""
+
+    async def run(self, task_status: 'trio.TaskStatus[None]' = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the volume until cancelled; started when it may be used.  Raises OSError, Refused then."""
+        volume = self.volume
+        failure: OSError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.keeper.run)
+            try:
+                await self._begin()
+            except OSError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+            else:
+                nursery.start_soon(volume.keep_lane_open)
+                nursery.start_soon(self.clearer.run)
+                nursery.start_soon(self.clearer.bound_unflushed)
+                nursery.start_soon(self.rebuilder.run)
+                task_status.started()
+        if failure:
+            raise failure
+
+    async def _begin(self) -> None:
+        volume = self.volume
+        if self._store_first:
+            await volume.keeper.open_session()
+            await volume.keeper.settle()
+        volume.publish()
+        volume.offer(0, len(volume.log) - 1)
+
+    async def stop(self) -> None:
+        """Flush, clear the log and say so on the legs.  `run` must still be running; cancel it after.
+
+        Raises OSError where that was not possible: the next start resyncs what is still dirty.
+        """
+        volume = self.volume
+        await self.rebuilder.freeze()
+        async with volume.exclusive(0, len(volume.log) - 1):
+            if volume.keeper.session and not volume.broken:
+                await volume.flush()
+                volume.log.update_chunks(volume.log.where(DIRTY, NEEDS_RESYNC), clear=DIRTY)
+                volume.keeper.record = volume.record.but(active=False)
+                await volume.keeper.commit()
+
+    def close(self) -> None:
+        """Let go of the legs."""
+        for member in [*self.volume.members, *self.volume.keeper.quarantine.values()]:
+            member.leg.close()
+
+
+async def start(
+    pool_record: VolumeRecord,
+    found: Mapping[int, Found],
+    store: RecordStore,
+    emit: Emit,
+    settings: Settings,
+    *,
+    force: bool = False,
+) -> Started:
+    """Decide from the pool's record and the legs at hand whether and how the volume starts.
+
+    Raises Refused as `assemble` does, and where no in-sync leg's log can be read.  Nothing is written yet.
+    """
+    records = {slot: leg.sup.record for slot, leg in found.items()}
+    plan = assemble(pool_record, records, settings.clock(), force)
+    members: dict[int, Member] = {}
+    images: dict[int, wibm.LogImage] = {}
+    absent = list(plan.absent)
+
+    async def load(slot: int) -> None:
+        member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
+        try:
+            images[slot] = await member.load_log(plan.record)
+        except OSError as error:
+            emit('Fail', pool_record.name, member.leg.path, f'cannot read the intent log: {error.strerror}')
+            absent.append(slot)
+        else:
+            members[slot] = member
+
+    async with trio.open_nursery() as nursery:
+        for slot in plan.members:
+            nursery.start_soon(load, slot)
+    in_sync = sorted(slot for slot in members if plan.record.slots[slot].state.name == 'IN_SYNC')
+    if not in_sync:
+        raise Refused(errno.EIO, f'{pool_record.name}: no leg that is in sync can be read')
+    log, doubtful = _merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
+    active = any(found[slot].sup.record.active for slot in members)
+    resync = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active)
+    volume = Volume(plan.record, log, emit)
+    volume.keeper = Keeper(
+        plan.record,
+        [members[slot] for slot in sorted(members)],
+        absent,
+        log,
+        store,
+        volume,
+        pooled=pool_record,
+        serial=max(found[slot].sup.serial for slot in members),
+        leg_timeout=settings.leg_timeout,
+        clock=settings.clock,
+        new_uuid=settings.new_uuid,
+    )
+    store_first = doubtful or resync or force
+    return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
+
+
+def _merge(
+    record: VolumeRecord, trusted: Mapping[int, wibm.LogImage], all_: Mapping[int, wibm.LogImage]
+) -> tuple[IntentLog, bool]:
+    """Take each page from the trusted leg that has it newest; return the log, and whether legs disagree.
+
+    A batch that reached only some legs began nothing yet that the others lack: marks come before data and
+    clears after flushes, so the newest is right.  A page whole on no leg: written, and to be made equal.
+    """
+    slots = sorted(trusted)
+    serials = np.stack([trusted[slot].serials for slot in slots])
+    newest = serials.max(axis=0)
+    states = np.full(len(newest) * wibm.PAGE_CHUNKS, DIRTY | NEEDS_RESYNC, np.uint8)
+    pages = states.reshape(len(newest), wibm.PAGE_CHUNKS)
+    for slot in slots:
+        best = (trusted[slot].serials == newest) & (newest > 0)
+        padded = np.zeros(len(states), np.uint8)
+        padded[: record.chunks] = trusted[slot].states
+        pages[best] = padded.reshape(pages.shape)[best]
+    everyone = np.stack([image.serials for image in all_.values()])
+    log = IntentLog(record.uuid, states[: record.chunks].copy(), int(everyone.max()))
+    behind = np.any(everyone != newest, axis=0) | (newest == 0)
+    log.touch_pages(behind)
+    return log, bool(behind.any())
+
+
+def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
+    """Turn what the log says of the past into what is to be done; return whether a resync is needed."""
+    if active and not record.logged:
+        log.update_chunks(log.where(0, UNWRITTEN), set_=NEEDS_RESYNC)
+    dirty = log.where(DIRTY, UNWRITTEN)
+    if membership.needs_tracking(record):
+        log.update_chunks(dirty, set_=MODIFIED)
+    else:
+        log.update_chunks(log.where(MODIFIED), clear=MODIFIED)
+    if several:
+        log.update_chunks(dirty, set_=NEEDS_RESYNC)
+    else:
+        log.update_chunks(log.where(NEEDS_RESYNC), clear=NEEDS_RESYNC)
+    log.update_chunks(log.where(NEEDS_RESYNC | UNWRITTEN), clear=NEEDS_RESYNC)
+    return bool(log.count(NEEDS_RESYNC))

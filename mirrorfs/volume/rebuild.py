@@ -1,0 +1,258 @@
+"""Background copying: resync makes doubtful chunks equal, recovery brings one leg up to date.
+
+Both go window by window, each held exclusively while it is copied, so that they exclude writers from it and
+from nothing else.  The durable mark of a recovery moves only after the target was flushed.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from mirrorfs import limits
+from mirrorfs.intent.states import MODIFIED, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.mirror import membership
+from mirrorfs.mirror.fanout import fan_out
+from mirrorfs.model import LegState
+from mirrorfs.volume.volume import Volume, runs
+
+RETRY = 5.0
+"""Seconds to wait after a pass that failed."""
+MARK_BYTES = 256 << 20
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a pass is.  Bytes; `began` in seconds of trio's clock."""
+
+    action: str
+    slot: int | None
+    done: int
+    total: int
+    began: float
+
+    def speed(self, now: float) -> float:
+        """Bytes a second since the pass began."""
+        return self.done / max(now - self.began, 1e-3)
+
+
+class Rebuilder:
+    """Does what there is to do for one volume, resync before recovery, one pass at a time."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.progress: Progress | None = None
+        self.frozen = False
+        self._interrupted = False
+        self._idle = trio.Event()
+        self._idle.set()
+
+    @property
+    def action(self) -> str:
+        """The word for sync_action."""
+        if self.progress:
+            return self.progress.action
+        return 'frozen' if self.frozen else 'idle'
+
+    def wake(self) -> None:
+        """Look again for something to do."""
+        self._volume.work.set()
+
+    async def interrupt(self) -> None:
+        """End the pass under way after its present windows."""
+        self._interrupted = True
+        await self._idle.wait()
+
+    async def freeze(self) -> None:
+        """End the pass under way and begin no other until `thaw`."""
+        self.frozen = True
+        await self.interrupt()
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.wake()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        while True:
+            self._volume.work = trio.Event()
+            self._interrupted = False
+            if not self.frozen:
+                self._idle = trio.Event()
+                try:
+                    await self._work()
+                except OSError as error:
+                    self._volume.emit('RebuildFailed', self._volume.name, '', error.strerror or str(error))
+                    with trio.move_on_after(RETRY):
+                        await self._volume.work.wait()
+                    continue
+                finally:
+                    self.progress = None
+                    self._idle.set()
+            await self._volume.work.wait()
+
+    async def _work(self) -> None:
+        volume = self._volume
+        if len(volume.keeper.in_sync) > 1 and volume.log.count(NEEDS_RESYNC):
+            await self._resync()
+        while not self._interrupted:
+            spare = next((s for s in volume.record.where(LegState.SPARE) if s in volume.keeper.members), None)
+            if spare is None:
+                return
+            await self._recover(spare)
+
+    # Resync
+
+    async def _resync(self) -> None:
+        volume = self._volume
+        todo = volume.log.where(NEEDS_RESYNC)
+        volume.emit('RebuildStarted', volume.name, '', f'resync of {len(todo)} chunks')
+
+        async def window(first: int, last: int) -> None:
+            async with volume.exclusive(first, last):
+                await volume.make_equal(first, last)
+
+        done = await self._pass('resync', None, todo, window, self._nothing)
+        if done:
+            copied = volume.counters.resynced
+            volume.emit('RebuildFinished', volume.name, '', f'resync, {copied} bytes copied')
+
+    async def _nothing(self, position: int) -> None:
+        pass
+
+    # Recovery
+
+    async def _recover(self, slot: int) -> None:
+        volume = self._volume
+        todo = self._needed(slot)
+        path = volume.keeper.members[slot].leg.path
+        before = volume.counters.recovered
+        volume.emit('RebuildStarted', volume.name, path, f'recovery of {len(todo)} chunks')
+
+        async def window(first: int, last: int) -> None:
+            async with volume.exclusive(first, last):
+                await volume.make_equal(first, last)
+                if not self._still(slot):
+                    return
+                written = first + np.flatnonzero(~volume.log.states[first : last + 1] & np.uint8(UNWRITTEN))
+                for low, high in runs(written):
+                    volume.counters.recovered += await volume.copy_to(*volume.bytes_of(low, high), None, slot)
+
+        async def mark(position: int) -> None:
+            await self._mark(slot, todo[todo < position], position)
+
+        done = await self._pass('recover', slot, todo, window, mark, lambda: self._still(slot))
+        if done and self._still(slot) and await self._flush_target(slot):
+            await self._complete(slot)
+            copied = volume.counters.recovered - before
+            volume.emit('RebuildFinished', volume.name, path, f'recovery, {copied} bytes copied')
+            volume.emit('SpareActive', volume.name, path)
+
+    def _needed(self, slot: int) -> npt.NDArray[np.intp]:
+        """Return the chunks (intp [n], ascending) that a recovering leg needs.
+
+        Writes from now on reach it by themselves, so one pass over these is enough.
+        """
+        record, states = self._volume.record.slots[slot], self._volume.log.states
+        needed = (states & np.uint8(MODIFIED)) != 0
+        if record.full:
+            needed[record.mark :] = True
+        return np.flatnonzero(needed & ((states & np.uint8(UNWRITTEN)) == 0))
+
+    def _still(self, slot: int) -> bool:
+        return slot in self._volume.keeper.members
+
+    async def _flush_target(self, slot: int) -> bool:
+        """Flush a recovering leg; expel it and return False if it cannot."""
+        volume = self._volume
+        members = [volume.keeper.members[slot]]
+        waiting = volume.unflushed + MARK_BYTES
+        patience = volume.keeper.leg_timeout + waiting / limits.FLUSH_RATE_MIN
+        failures = await fan_out(members, None, lambda m: m.leg.flush(), patience)
+        volume.keeper.expel(failures)
+        await volume.keeper.settle()
+        return not failures and self._still(slot)
+
+    async def _mark(self, slot: int, copied: npt.NDArray[np.intp], position: int) -> None:
+        """Have durably recorded that the target has all that it needs below chunk `position`."""
+        volume, keeper = self._volume, self._volume.keeper
+        if not self._still(slot) or not await self._flush_target(slot):
+            return
+        if volume.record.slots[slot].full and position > volume.record.slots[slot].mark:
+            keeper.record = membership.advance(volume.record, slot, position)
+        if not membership.absentees_tracked(volume.record) and self._only_spare(slot):
+            volume.log.update_chunks(copied, clear=MODIFIED)
+        await keeper.commit()
+
+    def _only_spare(self, slot: int) -> bool:
+        return list(self._volume.record.where(LegState.SPARE)) == [slot]
+
+    async def _complete(self, slot: int) -> None:
+        volume, keeper = self._volume, self._volume.keeper
+        keeper.record = membership.complete(volume.record, slot)
+        if not membership.needs_tracking(volume.record):
+            volume.log.update_chunks(volume.log.where(MODIFIED), clear=MODIFIED)
+        volume.legs_changing()
+        await keeper.commit()
+
+    # Both
+
+    async def _pass(
+        self,
+        action: str,
+        slot: int | None,
+        todo: npt.NDArray[np.intp],
+        window: Callable[[int, int], Awaitable[None]],
+        mark: Callable[[int], Awaitable[None]],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Run `window` over all of `todo`, some at a time; return whether the pass came to its end."""
+        chunk = self._volume.record.chunk_size
+        now = trio.current_time()
+        self.progress = progress = Progress(action, slot, 0, len(todo) * chunk, now)
+        pieces = windows(todo, max(1, limits.WINDOW // chunk))
+        marked, marked_at, step = 0, now, 20
+        for at in range(0, len(pieces), limits.WINDOWS_IN_FLIGHT):
+            if self._interrupted or not wanted():
+                if marked < progress.done:
+                    await mark(pieces[at][0])
+                return False
+            batch = pieces[at : at + limits.WINDOWS_IN_FLIGHT]
+            await _all([functools.partial(window, first, last) for first, last in batch])
+            progress.done += sum(last - first + 1 for first, last in batch) * chunk
+            now = trio.current_time()
+            if now - marked_at >= limits.MARK_INTERVAL or progress.done - marked >= MARK_BYTES:
+                await mark(batch[-1][1] + 1)
+                marked, marked_at = progress.done, now
+            while step < 100 and progress.done * 100 >= step * progress.total:
+                self._volume.emit(f'Rebuild{step}', self._volume.name)
+                step += 20
+        return True
+
+
+async def _all(jobs: list[Callable[[], Awaitable[None]]]) -> None:
+    """Run all jobs at once; raise the first OSError of one after all have ended."""
+    errors: list[OSError] = []
+
+    async def one(job: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await job()
+        except OSError as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(one, job)
+    if errors:
+        raise errors[0]
+
+
+def windows(chunks: npt.NDArray[np.intp], most: int) -> list[tuple[int, int]]:
+    """Cut ascending chunk numbers (intp [n]) into (first, last) windows of at most `most` chunks."""
+    cut: list[tuple[int, int]] = []
+    for first, last in runs(chunks):
+        cut.extend((at, min(last, at + most - 1)) for at in range(first, last + 1, most))
+    return cut

@@ -1,0 +1,518 @@
+"""The paths of data: write, read, flush, discard, grow.  Owned by trio's thread.
+
+The life of a write that takes the slow path (the data lane serves the others by the hot table):
+
+1. hold its chunks exclusively; take them from the lane and wait until the lane has passed;
+2. make equal what may differ (NEEDS_RESYNC), zero what was never written and holds garbage;
+3. have DIRTY durable, UNWRITTEN durably gone (one commit serves all who wait);
+4. write to all members; expel those that fail and have that durable before going on;
+5. give the chunks to the lane.
+
+Between two awaits the world stands still; after each, what was checked before is checked again or is held
+by the lock.  A chunk that is held exclusively is never in the hot table.
+"""
+
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import numpy.typing as npt
+import trio
+
+from mirrorfs import hot, limits
+from mirrorfs.errors import LegError, LegTimeout, Refused
+from mirrorfs.intent.log import IntentLog
+from mirrorfs.intent.lookahead import Lookahead
+from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
+from mirrorfs.leg.base import Buffer
+from mirrorfs.locks import ChunkLocks
+from mirrorfs.metadata import wibm
+from mirrorfs.mirror import membership
+from mirrorfs.mirror.copying import copy_range, read_in_time
+from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
+from mirrorfs.mirror.keeper import Keeper
+from mirrorfs.mirror.member import Member
+from mirrorfs.model import VolumeRecord
+from mirrorfs.volume.counters import Counters
+
+Operation = Callable[[Member], Awaitable[None]]
+Emit = Callable[..., None]
+"""Says an event: emit(word, volume, device='', text='')."""
+
+
+class Volume:
+    """A started volume.  `mirrorfs.volume.start` makes one; `run` must be running while it is used."""
+
+    keeper: Keeper
+
+    def __init__(self, record: VolumeRecord, log: IntentLog, emit: Emit) -> None:
+        self.log = log
+        self.locks = ChunkLocks()
+        self.hot = hot.HotTable(record.size, record.chunk_size)
+        self.lookahead = Lookahead()
+        self.counters = Counters()
+        self.emit = emit
+        self.broken = ''
+        """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
+        self.work = trio.Event()
+        """Set when resync or recovery may have something to do."""
+        self._shift = record.chunk_size.bit_length() - 1
+        self._full_source: dict[int, int] = {}
+        """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
+        self._reopen_wanted = trio.Event()
+
+    # What the volume is
+
+    @property
+    def record(self) -> VolumeRecord:
+        return self.keeper.record
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def members(self) -> list[Member]:
+        return list(self.keeper.members.values())
+
+    def bytes_of(self, first: int, last: int) -> tuple[int, int]:
+        """Return offset and length, in bytes, of the chunks first..last (the last one may be short)."""
+        offset = first << self._shift
+        return offset, min((last + 1) << self._shift, self.record.size) - offset
+
+    def chunks_of(self, offset: int, length: int) -> tuple[int, int]:
+        return offset >> self._shift, (offset + length - 1) >> self._shift
+
+    # Holding chunks, and the lane
+
+    @asynccontextmanager
+    async def exclusive(self, first: int, last: int) -> AsyncGenerator[None, None]:
+        """Hold chunks first..last against every writer, the lane and recovery."""
+        try:
+            async with self.locks.hold(first, last):
+                self.hot.withdraw(first, last)
+                await self.hot.settle()
+                yield
+        finally:
+            self.offer(first, last)
+
+    def offer(self, first: int, last: int) -> None:
+        """Give the lane what it may have of chunks first..last: nothing that someone holds exclusively."""
+        if first == last:
+            if not self.locks.is_exclusive(first):
+                wanted, durable = int(self.log.states[first]), int(self.log.durable[first])
+                self.hot.flags[first] = self._permission(wanted, durable)
+            return
+        wanted_all = self.log.states[first : last + 1]
+        durable_all = self.log.durable[first : last + 1]
+        flags = np.where(wanted_all & np.uint8(UNWRITTEN), np.uint8(hot.ZEROS), np.uint8(hot.READ))
+        if self._lane_may_write():
+            marks = np.uint8(self._marks())
+            marked = (wanted_all & durable_all & marks) == marks
+            flags[marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)] |= np.uint8(hot.WRITE)
+        flags[(wanted_all & np.uint8(NEEDS_RESYNC)) != 0] = 0
+        for low, high in self.locks.exclusive_ranges():
+            flags[max(0, low - first) : max(0, high + 1 - first)] = 0
+        self.hot.view()[first : last + 1] = flags
+
+    def _permission(self, wanted: int, durable: int) -> int:
+        """Return the hot flags for one chunk, as `offer` computes them for many."""
+        if wanted & NEEDS_RESYNC:
+            return 0
+        if wanted & UNWRITTEN:
+            return hot.ZEROS
+        marks = self._marks()
+        ready = wanted & durable & marks == marks and not durable & UNWRITTEN
+        return hot.READ | hot.WRITE if ready and self._lane_may_write() else hot.READ
+
+    def _lane_may_write(self) -> bool:
+        keeper = self.keeper
+        return keeper.session and not keeper.unrecorded and not self.broken and bool(self.hot.targets)
+
+    def _marks(self) -> int:
+        """Return the flags that a chunk must durably have before it is written."""
+        if not self.record.logged:
+            return 0
+        return DIRTY | MODIFIED if membership.absentees_tracked(self.record) else DIRTY
+
+    def legs_changing(self) -> None:
+        """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
+        self.hot.withdraw_writes()
+        self.publish()
+        self._reopen_wanted.set()
+        self.work.set()
+
+    def leg_expelled(self, slot: int, path: str, reason: str) -> None:
+        self.emit('Fail', self.name, path, f'slot {slot}: {reason}')
+        if self.record.degraded:
+            self.emit('DegradedArray', self.name)
+
+    def publish(self) -> None:
+        """Tell the lane which legs there are: all members to write, those in sync to read."""
+        members = self.keeper.members
+        lane_legs = {slot: lane_leg(member) for slot, member in members.items()}
+        usable = all(leg is not None for leg in lane_legs.values())
+        self.hot.targets = tuple(lane_legs.values()) if usable else ()
+        self.hot.homes = tuple(lane_legs[slot] for slot in self.keeper.in_sync) if usable else ()
+
+    async def keep_lane_open(self) -> None:
+        """After each change of members: let go of legs that left, then give chunks to the lane again."""
+        while True:
+            await self._reopen_wanted.wait()
+            self._reopen_wanted = trio.Event()
+            await self.hot.settle()
+            for member in self.keeper.quarantine.values():
+                member.leg.close()
+            try:
+                await self.keeper.settle()
+            except OSError as error:
+                self.emit('Error', self.name, '', f'cannot record a change of legs: {error}')
+                await trio.sleep(1)
+                self._reopen_wanted.set()
+                continue
+            self.offer(0, len(self.log) - 1)
+
+    # Writing
+
+    async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
+        """Write all of `data`; with `durable`, have it on stable storage on every leg that counts.
+
+        Raises Refused(ENOSPC) beyond the end, OSError where no leg could take it.
+        """
+        length = len(data)
+        if offset < 0 or offset + length > self.record.size:
+            raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
+        if length:
+            self._refuse_if_broken()
+            first, last = self.chunks_of(offset, length)
+            async with self.exclusive(first, last):
+                await self._prepare(first, last)
+                await self._write_members(first, last, lambda member: member.write(offset, data))
+            self.counters.writes += 1
+            self.counters.written_bytes += length
+            self.counters.unflushed += length
+        if durable:
+            await self.flush()
+
+    async def _prepare(self, first: int, last: int) -> None:
+        """Make chunks that are held exclusively ready for a write to some of their bytes."""
+        await self.keeper.open_session()
+        await self.make_equal(first, last)
+        await self._zero_garbage(first, last)
+        end = last
+        while not self.log.is_durable(first, last, set_=self._marks(), clear=UNWRITTEN):
+            marks = self._marks()
+            self.log.update(first, last, set_=marks, clear=UNWRITTEN | UNZEROED)
+            if marks == DIRTY and end == last:
+                end = self.lookahead.ahead(first, last, len(self.log))
+                if end > last:
+                    self.log.update(last + 1, end, set_=DIRTY)
+            await self.keeper.commit()
+        if end > last:
+            self.offer(last + 1, end)
+
+    async def _zero_garbage(self, first: int, last: int) -> None:
+        """First write to chunks whose medium may hold anything: zeros, durably, before they count."""
+        garbage = first + np.flatnonzero(self.log.states[first : last + 1] & np.uint8(UNZEROED))
+        for low, high in runs(garbage):
+            offset, length = self.bytes_of(low, high)
+            await self._write_members(low, high, zeroing(offset, length))
+        if len(garbage):
+            await self.flush()
+
+    async def _write_members(self, first: int, last: int, operate: Operation) -> None:
+        """Do a write on all members; return when every leg that counts has it."""
+        members = self.members
+        self.hot.touched_view()[first : last + 1] = 1
+        failures = await fan_out(members, self.keeper.in_sync, operate, self.keeper.leg_timeout)
+        verdict = self._judge(members, failures)
+        if verdict.error:
+            self._failed_half_way(first, last, failures, verdict.error)
+            raise verdict.error
+        self.keeper.expel(verdict.expel)
+        await self.keeper.settle()
+
+    def _judge(self, members: list[Member], failures: Failures, *, shared_full: bool = True) -> Verdict:
+        for member in members:
+            member.write_errors += member.slot in failures
+        return judge(members, self.keeper.in_sync, failures, shared_full=shared_full)
+
+    def _failed_half_way(self, first: int, last: int, failures: Failures, error: OSError) -> None:
+        """Some legs may have taken a write that fails to the caller: equal again before the next read."""
+        if len(self.keeper.members) > 1:
+            self.log.update(first, last, set_=NEEDS_RESYNC)
+            full = [slot for slot, failure in failures.items() if failure.errno == error.errno]
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._full_source.update(dict.fromkeys(range(first, last + 1), full[0]))
+            self.work.set()
+        self.emit('WriteError', self.name, '', f'chunks {first}-{last}: {error.strerror or error}')
+
+    def _refuse_if_broken(self) -> None:
+        if self.broken:
+            raise OSError(errno.EIO, self.broken)
+
+    async def flush(self) -> None:
+        """Put all acknowledged writes on stable storage on every leg that counts.
+
+        A leg that fails is expelled.  When all fail, what they lost is unknown: the volume answers EIO
+        from then on, since a second fsync that succeeds would prove nothing.
+        """
+        self._refuse_if_broken()
+        members = self.members
+        patience = self.keeper.leg_timeout + self.unflushed / limits.FLUSH_RATE_MIN
+        self.hot.unflushed = self.counters.unflushed = 0
+        failures = await fan_out(members, self.keeper.in_sync, lambda m: m.leg.flush(), patience)
+        verdict = self._judge(members, failures, shared_full=False)
+        if verdict.error:
+            self.broken = f'flush failed on the last leg ({verdict.error.strerror}); mount the pool again'
+            self.hot.withdraw_writes()
+            self.emit('Critical', self.name, '', self.broken)
+            raise OSError(errno.EIO, self.broken)
+        self.keeper.expel(verdict.expel)
+        await self.keeper.settle()
+        self.counters.flushes += 1
+
+    @property
+    def unflushed(self) -> int:
+        """Bytes written to each leg since the last flush began."""
+        return self.hot.unflushed + self.counters.unflushed
+
+    # Making equal
+
+    async def make_equal(self, first: int, last: int) -> None:
+        """Make the legs equal in those of the chunks, held exclusively, that may differ."""
+        doubtful = self.log.states[first : last + 1] & np.uint8(NEEDS_RESYNC)
+        if not doubtful.any():
+            return
+        await self.keeper.open_session()
+        for low, high in runs(first + np.flatnonzero(doubtful)):
+            if not any(chunk in self._full_source for chunk in range(low, high + 1)):
+                await self._equalise(low, high)
+                continue
+            for chunk in range(low, high + 1):
+                await self._equalise(chunk, chunk)
+
+    async def _equalise(self, first: int, last: int) -> None:
+        written = first + np.flatnonzero(~self.log.states[first : last + 1] & np.uint8(UNWRITTEN))
+        for low, high in runs(written):
+            offset, length = self.bytes_of(low, high)
+            copied = await self.copy_to(offset, length, self._full_source.pop(low, None), None)
+            self.counters.resynced += copied
+        self.log.update(first, last, clear=NEEDS_RESYNC)
+
+    async def copy_to(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
+        """Copy a range, held exclusively, from an in-sync leg to `target`, or to all others for None.
+
+        Returns the bytes copied.  Targets that fail are expelled, durably.  Raises OSError where no in-sync
+        leg can be read.
+        """
+        sources = sorted(self.keeper.in_sync, key=lambda slot: slot != preferred)
+        error: OSError = LegError(errno.EIO, 'no leg is in sync')
+        for slot in sources:
+            source = self.keeper.members.get(slot)
+            targets = [m for m in self.members if m.slot != slot and target in (None, m.slot)]
+            if source is None:
+                continue
+            try:
+                copied, failures = await copy_range(source, targets, offset, length, self.keeper.leg_timeout)
+            except OSError as failure:
+                source.read_errors += 1
+                error = failure
+                continue
+            for member in targets:
+                member.write_errors += member.slot in failures
+            self.counters.unflushed += copied
+            self.keeper.expel(failures)
+            await self.keeper.settle()
+            return copied
+        raise error
+
+    # Reading
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Return the bytes there are in the range; fewer than `length` at the volume's end."""
+        length = min(length, self.record.size - offset)
+        if length <= 0:
+            return b''
+        first, last = self.chunks_of(offset, length)
+        while True:
+            if self._needs_resync(first, last):
+                async with self.exclusive(first, last):
+                    await self.make_equal(first, last)
+            async with self.locks.hold(first, last, shared=True):
+                if self._needs_resync(first, last):
+                    continue
+                self.counters.reads += 1
+                self.counters.read_bytes += length
+                return await self._read_pieces(offset, length)
+
+    def _needs_resync(self, first: int, last: int) -> bool:
+        return bool((self.log.states[first : last + 1] & np.uint8(NEEDS_RESYNC)).any())
+
+    async def _read_pieces(self, offset: int, length: int) -> Buffer:
+        first, last = self.chunks_of(offset, length)
+        if first == last:
+            return await self._read_chunk(first, offset, length)
+        whole = bytearray()
+        for chunk in range(first, last + 1):
+            start, size = self.bytes_of(chunk, chunk)
+            low, high = max(offset, start), min(offset + length, start + size)
+            whole += await self._read_chunk(chunk, low, high - low)
+        return whole
+
+    async def _read_chunk(self, chunk: int, offset: int, length: int) -> Buffer:
+        """Read within one chunk: zeros if never written, else from its home leg, else from another."""
+        if self.log.states[chunk] & UNWRITTEN:
+            return bytes(length)
+        in_sync = self.keeper.in_sync
+        home = (chunk >> self.hot.home_shift) % len(in_sync)
+        late: Failures = {}
+        error: OSError = LegError(errno.EIO, 'no leg is in sync')
+        for slot in in_sync[home:] + in_sync[:home]:
+            member = self.keeper.members.get(slot)
+            if member is None:
+                continue
+            try:
+                data = await read_in_time(member, offset, length, self.keeper.leg_timeout)
+            except OSError as failure:
+                error = failure
+                member.read_errors += 1
+                self.emit('ReadError', self.name, member.leg.path, f'at byte {offset}: {failure.strerror}')
+                if isinstance(failure, LegTimeout):
+                    late[slot] = failure
+                continue
+            if late:
+                self.keeper.expel(late)
+                await self.keeper.settle()
+            return data
+        raise error
+
+    # Space
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Make a range read as zeros and give its space back: state first, then space."""
+        length = min(length, self.record.size - offset)
+        if length <= 0:
+            return
+        self._refuse_if_broken()
+        first, last = self.chunks_of(offset, length)
+        async with self.exclusive(first, last):
+            await self.keeper.open_session()
+            whole = []
+            for chunk in (first + np.flatnonzero(~self.log.states[first : last + 1] & UNWRITTEN)).tolist():
+                start, size = self.bytes_of(chunk, chunk)
+                low, high = max(offset, start), min(offset + length, start + size)
+                if high - low == size:
+                    whole.append(chunk)
+                else:
+                    await self._prepare(chunk, chunk)
+                    await self._write_members(chunk, chunk, zeroing(low, high - low))
+            await self._forget(np.array(whole, np.intp))
+
+    async def _forget(self, chunks: npt.NDArray[np.intp]) -> None:
+        """Have whole chunks, held exclusively, durably UNWRITTEN; then punch them."""
+        if not len(chunks):
+            return
+        missed = MODIFIED if membership.absentees_tracked(self.record) else 0
+        self.log.update_chunks(chunks, set_=UNWRITTEN | UNZEROED | missed, clear=DIRTY | NEEDS_RESYNC)
+        await self.keeper.commit()
+        for low, high in runs(chunks):
+            offset, length = self.bytes_of(low, high)
+
+            async def erase(member: Member, offset: int = offset, length: int = length) -> None:
+                await member.leg.erase(member.layout.data_offset + offset, length)
+
+            members = self.members
+            failures = await fan_out(members, self.keeper.in_sync, erase, self.keeper.leg_timeout)
+            verdict = judge(members, self.keeper.in_sync, failures)
+            # A hole that could not be punched costs space, not data: its state says UNZEROED.
+            self.keeper.expel(verdict.expel)
+        await self.keeper.settle()
+
+    async def allocate(self, offset: int, length: int) -> None:
+        """Reserve space on all legs for a range; contents stay.  ENOSPC where one of them has none."""
+        if offset + length > self.record.size:
+            raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
+        first, last = self.chunks_of(offset, length)
+        async with self.locks.hold(first, last, shared=True):
+            members = self.members
+            timeout = self.keeper.leg_timeout
+            failures = await fan_out(members, None, lambda m: m.allocate(offset, length), timeout)
+            for failure in failures.values():
+                raise failure
+
+    def seek(self, offset: int, *, data: bool) -> int:
+        """Return where the next data, or the next hole, begins at or after `offset`, by written chunks.
+
+        Raises Refused(ENXIO) beyond the end, or where there is no more data.
+        """
+        if not 0 <= offset < self.record.size:
+            raise Refused(errno.ENXIO, 'beyond the end')
+        chunk = offset >> self._shift
+        found = np.flatnonzero(((self.log.states[chunk:] & UNWRITTEN) == 0) == data)
+        if not len(found):
+            if data:
+                raise Refused(errno.ENXIO, 'no more data')
+            return self.record.size
+        return max(offset, (chunk + int(found[0])) << self._shift)
+
+    async def grow(self, size: int) -> None:
+        """Make the volume larger while it is in use.  Raises Refused (EINVAL, ENOSPC), OSError."""
+        record = self.record
+        if size % limits.SECTOR:
+            raise Refused(errno.EINVAL, f'{size} is not a multiple of {limits.SECTOR} bytes')
+        if size < record.size:
+            message = f'{self.name} has {record.size} bytes; a volume cannot shrink'
+            raise Refused(errno.EINVAL, message)
+        chunks = -(-size // record.chunk_size)
+        room = min(member.layout.chunks_max for member in self.members)
+        if chunks > room:
+            most = room * record.chunk_size
+            raise Refused(errno.EFBIG, f'the logs of {self.name} have room for {most} bytes, not {size}')
+        if size == record.size:
+            return
+        async with self.exclusive(0, len(self.log) - 1):
+            await self.keeper.open_session()
+            members = self.members
+            zeroed = [await m.leg.extend(m.layout.data_offset + size) for m in members]
+            if record.size % record.chunk_size and not all(zeroed):
+                # The rest of the last old chunk is new, too, but has no state of its own to say so.
+                end = len(self.log) << self._shift
+                await self._write_members(
+                    len(self.log) - 1, len(self.log) - 1, zeroing(record.size, min(end, size) - record.size)
+                )
+                await self.flush()
+            state = UNWRITTEN if all(zeroed) else UNWRITTEN | UNZEROED
+            pages = wibm.pages_for(chunks)
+            for member in members:
+                fresh = np.ones(pages - len(member.page_copies), np.uint8)
+                member.page_copies = np.concatenate((member.page_copies, fresh))
+            self.log.grow(chunks, state)
+            await self.keeper.commit()  # pages first: a superblock with the new size must find them
+            self.keeper.record = self.keeper.record.but(size=size, events=self.keeper.record.events + 1)
+            await self.keeper.commit()
+            self.hot.grow(size)
+        self.offer(0, chunks - 1)
+        self.emit('Grow', self.name, '', f'{record.size} -> {size} bytes')
+
+
+def zeroing(offset: int, length: int) -> Operation:
+    """Return the operation that zeroes a range on a member."""
+    return lambda member: member.zero(offset, length)
+
+
+def lane_leg(member: Member) -> object:
+    """Return a member as the lane wants it, or None for a leg that only trio can use."""
+    fd = getattr(member.leg, 'fd', None)
+    return None if fd is None else (fd, member.layout.data_offset, member.slot)
+
+
+def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
+    """Return (first, last) of each run of consecutive numbers in an ascending array (intp [n])."""
+    if not len(chunks):
+        return []
+    breaks = np.flatnonzero(np.diff(chunks) != 1)
+    firsts = chunks[np.concatenate(([0], breaks + 1))]
+    lasts = chunks[np.concatenate((breaks, [len(chunks) - 1]))]
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
