@@ -30,6 +30,8 @@ FLUSH_RATE_MIN = 4 << 20
 """A flush may take LEG_TIMEOUT and, on top, the time that its unflushed bytes need at this many bytes/s."""
 UNFLUSHED_MAX = 256 << 20
 """Bytes acknowledged but not flushed after which a flush is started in the background."""
+QUARANTINE_PATIENCE = 5.0
+"""How long a re-add waits for calls of before the failure to return."""
 LEG_CALLS = 8
 """Calls in flight on one leg."""
 

@@ -5,6 +5,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import trio
 
 from mirrorfs.intent.log import Batch
 from mirrorfs.leg.base import Buffer, Leg
@@ -27,6 +28,8 @@ class Member:
         self.page_copies: npt.NDArray[np.uint8] = np.ones(pages, np.uint8)
         """The current copy of each log page (uint8 [pages]); the next write goes to the other one."""
         self.super_copy = 1
+        self.stuck: trio.Event | None = None
+        """Set when the call of a superseded lane has come back; until then no data may overtake it."""
         self.read_errors = 0
         self.write_errors = 0
 
@@ -43,9 +46,13 @@ class Member:
         return await self.leg.read(self.layout.data_offset + offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
+        if self.stuck is not None:
+            await self.stuck.wait()
         await self.leg.write(self.layout.data_offset + offset, data)
 
     async def zero(self, offset: int, length: int) -> None:
+        if self.stuck is not None:
+            await self.stuck.wait()
         await self.leg.zero(self.layout.data_offset + offset, length)
 
     async def allocate(self, offset: int, length: int) -> None:

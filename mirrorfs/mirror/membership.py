@@ -69,13 +69,15 @@ def can_catch_up(record: VolumeRecord, number: int, leg: VolumeRecord) -> bool:
     """Whether a returning leg, whose own superblock says `leg`, needs only the MODIFIED chunks.
 
     Its whole absence must have been tracked: it left no earlier than tracking of its slot began, in a
-    lineage that is ours or an ancestor of ours.
+    lineage that is ours or an ancestor of ours.  A crash while it was formatted for a full recovery leaves
+    a leg that looks that new, but says itself that it lacks more than we know.
     """
-    slot = record.slots[number]
+    slot, own = record.slots[number], leg.slots[number]
     return (
         record.logged
         and slot.tracked_since > 0
         and leg.events >= slot.tracked_since
+        and (not own.full or (slot.full and own.mark >= slot.mark))
         and kinship(leg.lineage, record.lineage) in (Kinship.SAME, Kinship.ANCESTOR)
     )
 

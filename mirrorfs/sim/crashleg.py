@@ -11,17 +11,69 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
+import trio
+
 from mirrorfs.errors import LegError
 from mirrorfs.leg.base import Buffer
-from mirrorfs.limits import SECTOR
+from mirrorfs.limits import PAGE, SECTOR
+
+_ZEROS = bytes(PAGE)
+
+
+class Medium:
+    """Bytes at offsets, kept as pages so that a copy costs next to nothing."""
+
+    __slots__ = ('_pages', 'size')
+
+    def __init__(self, size: int, pages: dict[int, bytes] | None = None) -> None:
+        self.size = size
+        self._pages = {} if pages is None else pages
+
+    def copy(self) -> 'Medium':
+        return Medium(self.size, dict(self._pages))
+
+    def page(self, number: int) -> bytes:
+        """Return the 4096 bytes of one page: the very object written, where it was written whole."""
+        return self._pages.get(number, _ZEROS)
+
+    def read(self, offset: int, length: int) -> bytes:
+        first, skip = divmod(offset, PAGE)
+        if not skip and length == PAGE:
+            return self.page(first)
+        last = (offset + length - 1) // PAGE
+        return b''.join(self.page(n) for n in range(first, last + 1))[skip : skip + length]
+
+    def write(self, offset: int, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            number, skip = divmod(offset + at, PAGE)
+            step = min(PAGE - skip, len(data) - at)
+            part = data[at : at + step]
+            if step < PAGE:
+                old = self.page(number)
+                part = old[:skip] + part + old[skip + step :]
+            self._pages[number] = part
+            at += step
+
+    def same(self, other: 'Medium', offset: int, length: int) -> bool:
+        """Whether two media hold the same in a range of whole pages."""
+        return all(self.page(n) == other.page(n) for n in range(offset // PAGE, (offset + length) // PAGE))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Medium):
+            return NotImplemented
+        return self.size == other.size and self.same(other, 0, self.size + PAGE - 1)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(eq=False, slots=True)
 class Pending:
-    """A write that a power cut may undo."""
+    """A write that a power cut may undo.  `number` counts the writes to its disk."""
 
     offset: int
     data: bytes
+    number: int
 
     @property
     def end(self) -> int:
@@ -53,21 +105,28 @@ class CrashDisk:
 
     name: str
     size: int
-    durable: bytearray = field(init=False)
-    visible: bytearray = field(init=False)
+    durable: Medium = field(init=False)
+    visible: Medium = field(init=False)
     pending: list[Pending] = field(default_factory=list)
-    reads: int = 0
-    read_bytes: int = 0
+    in_flight: list[tuple[int, int]] = field(default_factory=list)
+    """(start, end) of the writes under way, which must never overlap."""
+    writes: int = 0
+    late: list[tuple['CrashLeg', int, bytes]] = field(default_factory=list)
+    """Abandoned calls, which stay counted and may reach the disk after all: (leg, offset, data)."""
+    changes: int = 0
+    """Grows with every change of the other fields."""
 
     def __post_init__(self) -> None:
-        self.durable = bytearray(self.size)
-        self.visible = bytearray(self.size)
+        self.durable = Medium(self.size)
+        self.visible = Medium(self.size)
 
     def write(self, offset: int, data: bytes) -> Pending:
-        if offset + len(data) > len(self.visible):
-            raise LegError(errno.ENOSPC, f'{self.name} has {len(self.visible)} bytes')
-        write = Pending(offset, data)
-        self.visible[offset : write.end] = data
+        if offset + len(data) > self.visible.size:
+            raise LegError(errno.ENOSPC, f'{self.name} has {self.visible.size} bytes')
+        self.writes += 1
+        self.changes += 1
+        write = Pending(offset, data, self.writes)
+        self.visible.write(offset, data)
         self.pending.append(write)
         return write
 
@@ -75,28 +134,48 @@ class CrashDisk:
         """The write has become durable by itself: earlier volatile ones can no longer undo it."""
         if write not in self.pending:
             return
+        self.changes += 1
         at = self.pending.index(write)
         later = self.pending[at + 1 :]
         earlier = [part for old in self.pending[:at] for part in _without(old, write.offset, write.end)]
         self.pending = earlier + later
-        self.durable[write.offset : write.end] = write.data
+        self.durable.write(write.offset, write.data)
 
-    def flush(self, writes: Sequence[Pending]) -> None:
-        """What was pending when the flush began is durable."""
-        for write in [write for write in self.pending if write in writes]:
-            self.durable[write.offset : write.end] = write.data
-        self.pending = [write for write in self.pending if write not in writes]
+    def flush(self, last: int) -> None:
+        """Writes up to number `last`, the newest when the flush began, are durable."""
+        self.changes += 1
+        for write in self.pending:
+            if write.number <= last:
+                self.durable.write(write.offset, write.data)
+        self.pending = [write for write in self.pending if write.number > last]
 
-    def cut(self, choose: Callable[[Pending], Sequence[tuple[int, int]]]) -> 'CrashDisk':
+    def release(self) -> None:
+        """Abandoned calls end at last: what they had to write is written."""
+        for leg, offset, data in self.late:
+            leg.calls -= 1
+            if data:
+                self.write(offset, data)
+        self.late.clear()
+
+    def copy(self) -> 'CrashDisk':
+        """Return the disk as it is: what a process that was killed leaves behind."""
+        after = CrashDisk(self.name, self.size)
+        after.durable, after.visible = self.durable.copy(), self.visible.copy()
+        after.pending, after.writes = list(self.pending), self.writes
+        return after
+
+    def cut(self, choose: 'Chooser') -> 'CrashDisk':
         """Return the disk after a power cut; `choose` gives the (start, end) parts that each write keeps."""
-        after = CrashDisk(self.name, 0)
-        after.size = self.size
-        after.durable = bytearray(self.durable)
+        after = CrashDisk(self.name, self.size)
+        after.durable = self.durable.copy()
         for write in self.pending:
             for start, end in choose(write):
-                after.durable[write.offset + start : write.offset + end] = write.data[start:end]
-        after.visible = bytearray(after.durable)
+                after.durable.write(write.offset + start, write.data[start:end])
+        after.visible = after.durable.copy()
         return after
+
+
+Chooser = Callable[[Pending], Sequence[tuple[int, int]]]
 
 
 def _without(write: Pending, start: int, end: int) -> list[Pending]:
@@ -105,9 +184,9 @@ def _without(write: Pending, start: int, end: int) -> list[Pending]:
         return [write]
     parts = []
     if write.offset < start:
-        parts.append(Pending(write.offset, write.data[: start - write.offset]))
+        parts.append(Pending(write.offset, write.data[: start - write.offset], write.number))
     if write.end > end:
-        parts.append(Pending(end, write.data[end - write.offset :]))
+        parts.append(Pending(end, write.data[end - write.offset :], write.number))
     return parts
 
 
@@ -119,7 +198,7 @@ def keep_none(write: Pending) -> list[tuple[int, int]]:
     return []
 
 
-def keep_some(rng: random.Random) -> Callable[[Pending], list[tuple[int, int]]]:
+def keep_some(rng: random.Random) -> Chooser:
     """Return a chooser that keeps, drops or tears each write at random."""
 
     def choose(write: Pending) -> list[tuple[int, int]]:
@@ -145,28 +224,33 @@ class CrashLeg:
 
     @property
     def size(self) -> int:
-        return len(self.disk.visible)
+        return self.disk.visible.size
 
     async def read(self, offset: int, length: int) -> Buffer:
         await self._step(Call(self.disk.name, 'read', offset, length))
         if offset + length > self.size:
             raise LegError(errno.EIO, f'{self.path} ends at byte {self.size}')
-        self.disk.reads += 1
-        self.disk.read_bytes += length
-        return bytes(self.disk.visible[offset : offset + length])
+        return self.disk.visible.read(offset, length)
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
         call = Call(self.disk.name, 'write', offset, len(data), durable)
-        await self._step(call)
-        write = self.disk.write(offset, bytes(data))
-        await self._step(call)
-        if durable:
-            self.disk.settle(write)
+        span = (offset, offset + len(data))
+        overlaps = any(start < span[1] and span[0] < end for start, end in self.disk.in_flight)
+        assert not overlaps, f'two writes in flight overlap on {self.disk.name} at {offset}'
+        self.disk.in_flight.append(span)
+        try:
+            await self._step(call, bytes(data))
+            write = self.disk.write(offset, bytes(data))
+            await self._step(call)
+            if durable:
+                self.disk.settle(write)
+        finally:
+            self.disk.in_flight.remove(span)
 
     async def flush(self) -> None:
         call = Call(self.disk.name, 'flush')
         await self._step(call)
-        covered = list(self.disk.pending)
+        covered = self.disk.writes
         await self._step(call)
         self.disk.flush(covered)
 
@@ -185,18 +269,22 @@ class CrashLeg:
 
     async def extend(self, size: int) -> bool:
         if self.size < size:
-            for array in (self.disk.durable, self.disk.visible):
-                array.extend(bytes(size - len(array)))
+            self.disk.durable.size = self.disk.visible.size = self.disk.size = size
         return True
 
     def close(self) -> None:
         self.closed = True
 
-    async def _step(self, call: Call) -> None:
+    async def _step(self, call: Call, data: bytes = b'') -> None:
         if self.closed:
             raise LegError(errno.ECANCELED, f'{self.path} is closed')
         self.calls += 1
         try:
             await self._hook(call)
-        finally:
+        except trio.Cancelled:
+            self.disk.late.append((self, call.offset, data))
+            raise
+        except BaseException:
             self.calls -= 1
+            raise
+        self.calls -= 1

@@ -5,8 +5,9 @@ and is itself acknowledged (for reads while running) or covered by a returned fl
 Values are checked sector by sector, since a power cut tears writes at sectors.
 """
 
+import functools
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirrorfs.limits import SECTOR
 
@@ -24,6 +25,8 @@ class Write:
     began: int
     acked: int = NEVER
     durable: bool = False
+    doubtful: bool = False
+    """Failed, or met a crash: may be seen or not, and supersedes nothing."""
 
 
 class Model:
@@ -34,6 +37,18 @@ class Model:
         self.writes: list[list[Write]] = [[Write(0, range(blocks), 0, 0, True)] for _ in range(blocks)]
         self._now = 1
         self._tag = 0
+
+    def copy(self) -> 'Model':
+        """Return a model that forgets nothing and shares nothing."""
+        other = Model(0)
+        other.blocks, other._now, other._tag = self.blocks, self._now, self._tag
+        twins: dict[int, Write] = {}
+        for history in self.writes:
+            for write in history:
+                if id(write) not in twins:
+                    twins[id(write)] = replace(write)
+        other.writes = [[twins[id(write)] for write in history] for history in self.writes]
+        return other
 
     def tick(self) -> int:
         self._now += 1
@@ -54,30 +69,35 @@ class Model:
     def ack(self, write: Write) -> None:
         write.acked = self.tick()
 
+    def fail(self, write: Write) -> None:
+        """The write ended with an error: it may have happened or not."""
+        write.acked, write.doubtful = self.tick(), True
+
     def flushed(self, began: int) -> None:
         """A flush that began at `began` has returned: what was acknowledged before it is durable."""
         for history in self.writes:
             for write in history:
-                write.durable |= write.acked < began
+                write.durable |= write.acked < began and not write.doubtful
             self._prune(history)
 
     def _prune(self, history: list[Write]) -> None:
         floor = max((write.began for write in history if write.durable), default=0)
         history[:] = [write for write in history if write.acked >= floor or write.began >= floor]
 
-    def power_cut(self) -> None:
-        """What was under way may have happened; nothing more is promised of it."""
-        self.tick()
+    def crash(self, *, power: bool) -> None:
+        """What was under way may have happened, or not; with the power goes all that was not flushed."""
+        now = self.tick()
         for history in self.writes:
             for write in history:
-                if write.acked == NEVER:
-                    write.acked = self._now
+                write.doubtful |= write.acked == NEVER or (power and not write.durable)
+                write.acked = min(write.acked, now)
         self.tick()
 
     def visible(self, block: int, now: int) -> set[int]:
         """Return the tags that a read which began at `now` may see."""
         history = self.writes[block]
-        floor = max((write.began for write in history if write.acked < now), default=0)
+        certain = (write.began for write in history if write.acked < now and not write.doubtful)
+        floor = max(certain, default=0)
         return {write.tag for write in history if write.acked >= floor}
 
     def possible(self, block: int) -> set[int]:
@@ -85,13 +105,13 @@ class Model:
         return {write.tag for write in self.writes[block]}
 
     def settle(self, block: int, tags: list[int]) -> None:
-        """After recovery, what a block holds is what it durably is."""
+        """What a block was seen to hold has been flushed on all legs: nothing else may be seen again."""
         kept = [write for write in self.writes[block] if write.tag in tags]
-        for write in kept:
-            write.durable = True
-        self.writes[block] = kept
+        now = self.tick()
+        self.writes[block] = [Write(write.tag, range(block, block + 1), now, now, True) for write in kept]
 
 
+@functools.lru_cache(maxsize=4096)
 def fill(tag: int) -> bytes:
     """Return one block's bytes for a tag."""
     if not tag:
@@ -101,6 +121,9 @@ def fill(tag: int) -> bytes:
 
 def tags(data: bytes) -> list[int]:
     """Return the tags of a block's sectors; raises AssertionError for bytes that no write wrote."""
+    tag = _TAG.unpack_from(data)[0]
+    if data == fill(tag):
+        return [tag] * (BLOCK // SECTOR)
     found = []
     for at in range(0, len(data), SECTOR):
         tag = _TAG.unpack_from(data, at)[0]

@@ -121,7 +121,7 @@ class Admin:
             state = self._volume.record.slots[slot].state
             if not state.is_stale:
                 raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state.word} already')
-            self._refuse_quarantined(slot)
+            await self._await_quarantine(slot)
             leg, _ = await self._opener.open(self._volume.record.slots[slot].path)
             try:
                 await self._take_back(slot, leg)
@@ -143,8 +143,12 @@ class Admin:
         if len(refusals) == len(slots):
             raise refusals[0] if refusals else Refused(errno.ENOENT, f'no leg of {record.name} is missing')
 
-    def _refuse_quarantined(self, slot: int) -> None:
+    async def _await_quarantine(self, slot: int) -> None:
+        """A leg with a call in the kernel must not come back: the call may land on it at any time."""
         member = self._volume.keeper.quarantine.get(slot)
+        with trio.move_on_after(limits.QUARANTINE_PATIENCE):
+            while member and member.leg.calls:
+                await trio.sleep(0.05)
         if member and member.leg.calls:
             message = f'{member.leg.path} still has {member.leg.calls} calls under way from before it failed'
             raise Refused(errno.EBUSY, message)

@@ -124,6 +124,8 @@ async def start(
     async def load(slot: int) -> None:
         member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
         try:
+            # What a killed process left in the page cache is read as if durable: make it so.
+            await member.leg.flush()
             images[slot] = await member.load_log(plan.record)
         except OSError as error:
             emit('Fail', pool_record.name, member.leg.path, f'cannot read the intent log: {error.strerror}')
@@ -185,9 +187,8 @@ def _merge(
 
 def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
     """Turn what the log says of the past into what is to be done; return whether a resync is needed."""
-    if active and not record.logged:
-        log.update_chunks(log.where(0, UNWRITTEN), set_=NEEDS_RESYNC)
-    dirty = log.where(DIRTY, UNWRITTEN)
+    unknown = active and not record.logged  # then any chunk may have been under way
+    dirty = log.where(0 if unknown else DIRTY, UNWRITTEN)
     if membership.needs_tracking(record):
         log.update_chunks(dirty, set_=MODIFIED)
     else:

@@ -139,7 +139,8 @@ class Rebuilder:
                     return
                 written = first + np.flatnonzero(~volume.log.states[first : last + 1] & np.uint8(UNWRITTEN))
                 for low, high in runs(written):
-                    volume.counters.recovered += await volume.copy_to(*volume.bytes_of(low, high), None, slot)
+                    copied = await volume.copy_to(*volume.bytes_of(low, high), None, slot)
+                    volume.counters.recovered += copied  # not in one line: windows run side by side
 
         async def mark(position: int) -> None:
             await self._mark(slot, todo[todo < position], position)

@@ -13,6 +13,7 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -26,6 +27,7 @@ from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.lookahead import Lookahead
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Buffer
+from mirrorfs.leg.file import FileLeg
 from mirrorfs.locks import ChunkLocks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
@@ -128,7 +130,8 @@ class Volume:
 
     def _lane_may_write(self) -> bool:
         keeper = self.keeper
-        return keeper.session and not keeper.unrecorded and not self.broken and bool(self.hot.targets)
+        stuck = any(member.stuck is not None for member in keeper.members.values())
+        return bool(keeper.session and self.hot.targets and not (keeper.unrecorded or self.broken or stuck))
 
     def _marks(self) -> int:
         """Return the flags that a chunk must durably have before it is written."""
@@ -154,7 +157,23 @@ class Volume:
         lane_legs = {slot: lane_leg(member) for slot, member in members.items()}
         usable = all(leg is not None for leg in lane_legs.values())
         self.hot.targets = tuple(lane_legs.values()) if usable else ()
-        self.hot.homes = tuple(lane_legs[slot] for slot in self.keeper.in_sync) if usable else ()
+        homes = (lane_legs[slot] for slot in self.keeper.in_sync)
+        self.hot.homes = tuple((*leg, nowait_flag(leg[0])) for leg in homes if leg) if usable else ()
+
+    async def lane_stuck(
+        self, slot: int, returned: trio.Event
+    ) -> None:
+        """A lane is stuck in a call on a leg: until that returns, nothing goes around the slow path."""
+        self.hot.withdraw(0, len(self.log) - 1)
+        member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
+        if member is None or not isinstance(member.leg, FileLeg):
+            return
+        member.stuck = returned
+        member.leg.lane_calls += 1
+        await returned.wait()
+        member.stuck = None
+        member.leg.lane_returned()
+        self.offer(0, len(self.log) - 1)
 
     async def keep_lane_open(self) -> None:
         """After each change of members: let go of legs that left, then give chunks to the lane again."""
@@ -502,8 +521,19 @@ def zeroing(offset: int, length: int) -> Operation:
     return lambda member: member.zero(offset, length)
 
 
-def lane_leg(member: Member) -> object:
-    """Return a member as the lane wants it, or None for a leg that only trio can use."""
+def nowait_flag(fd: int) -> int:
+    """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        pass
+    except OSError:
+        return 0
+    return os.RWF_NOWAIT
+
+
+def lane_leg(member: Member) -> tuple[int, int, int] | None:
+    """Return a member as the lane wants it (descriptor, data offset, slot), or None if trio alone can."""
     fd = getattr(member.leg, 'fd', None)
     return None if fd is None else (fd, member.layout.data_offset, member.slot)
 

@@ -1,0 +1,137 @@
+"""examine: what a leg says of itself.  Opens legs read-only, whatever state their volume is in."""
+
+import datetime
+import json
+import os
+from typing import Any
+
+import click
+
+from mirrorfs.cli.common import EXIT_REFUSED
+from mirrorfs.errors import BadMetadata
+from mirrorfs.intent.states import DIRTY, WORDS
+from mirrorfs.leg.opening import read_super
+from mirrorfs.metadata import wibm
+from mirrorfs.model import LegState
+from mirrorfs.units import format_size
+
+
+@click.command()
+@click.argument('legs', nargs=-1, required=True, metavar='LEG…', type=click.Path())
+@click.option('--json', 'as_json', is_flag=True, help='for programs')
+def examine(legs: tuple[str, ...], as_json: bool) -> int:
+    """Show what each LEG says of itself and its volume."""
+    answers = [_examine(path) for path in legs]
+    if as_json:
+        click.echo(json.dumps(answers, indent=1))
+    else:
+        click.echo('\n\n'.join('\n'.join(_page(answer)) for answer in answers))
+    return EXIT_REFUSED if any('error' in answer for answer in answers) else 0
+
+
+def _examine(path: str) -> dict[str, Any]:
+    """Return a leg's facts, or the reason why there are none.  Sizes in bytes."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return {'path': path, 'error': error.strerror}
+    try:
+        sup, copy = read_super(fd)
+        return {'path': path} | _facts(fd, sup, copy)
+    except BadMetadata as bad:
+        return {'path': path, 'error': str(bad)}
+    except OSError as error:
+        return {'path': path, 'error': error.strerror}
+    finally:
+        os.close(fd)
+
+
+def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
+    record = sup.record
+    pages = wibm.pages_for(record.chunks)
+    image = wibm.decode_log(
+        record.uuid,
+        record.chunks,
+        lambda which: os.pread(fd, pages * wibm.PAGE, sup.layout.page_offset(0, which)),
+    )
+    return {
+        'format': 'wibm',
+        'version': wibm.VERSION,
+        'superblock': ['primary', 'secondary'][copy],
+        'serial': sup.serial,
+        'volume': record.name,
+        'volume_uuid': str(record.uuid),
+        'leg_uuid': str(sup.leg),
+        'slot': sup.slot,
+        'state': record.slots[sup.slot].state.word,
+        'size': record.size,
+        'chunk_size': record.chunk_size,
+        'raid_disks': record.raid_disks,
+        'events': record.events,
+        'active': record.active,
+        'bitmap': 'internal' if record.logged else 'none',
+        'time_base': record.time_base_ms / 1000,
+        'created': _time(record.created_us),
+        'updated': _time(record.updated_us),
+        'data_offset': sup.layout.data_offset,
+        'leg_size': os.lseek(fd, 0, os.SEEK_END),
+        'needed_size': sup.needed_size,
+        'chunks': {'total': record.chunks, 'max': sup.layout.chunks_max} | _counts(image),
+        'log': {'pages': pages, 'damaged_pages': image.damaged, 'serial': int(image.serials.max())},
+        'lineage': [
+            {'uuid': str(step.uuid), 'time': _time(step.time_us), 'events': step.events}
+            for step in record.lineage
+        ],
+        'slots': {
+            str(number): {
+                'state': slot.state.word,
+                'leg': str(slot.leg),
+                'tracked_since': slot.tracked_since,
+                'recovered_chunks': slot.mark if slot.full else None,
+            }
+            for number, slot in enumerate(record.slots)
+            if slot.state is not LegState.VACANT
+        },
+    }
+
+
+def _counts(image: wibm.LogImage) -> dict[str, int]:
+    """Return how many chunks have each flag."""
+    return {word: int((image.states & flag != 0).sum()) for flag, word in WORDS.items()}
+
+
+def _time(microseconds: int) -> str:
+    try:
+        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        return f'{microseconds} us'
+    return moment.isoformat(timespec='seconds')
+
+
+def _page(facts: dict[str, Any]) -> list[str]:
+    """Return a leg's facts for people, in the manner of mdadm --examine."""
+    if 'error' in facts:
+        return [f'{facts["path"]}: {facts["error"]}']
+    chunks, log = facts['chunks'], facts['log']
+    dirty = chunks[WORDS[DIRTY]] * facts['chunk_size']
+    rows = [
+        ('Format', f'wibm {facts["version"]} ({facts["superblock"]} superblock, serial {facts["serial"]})'),
+        ('Volume', f'{facts["volume"]} ({facts["volume_uuid"]})'),
+        ('Size', f'{facts["size"]} ({format_size(facts["size"])})'),
+        ('Leg', f'slot {facts["slot"]} of {facts["raid_disks"]}, {facts["leg_uuid"]}'),
+        ('State', f'{facts["state"]}, {"in use or not cleanly stopped" if facts["active"] else "clean"}'),
+        ('Events', facts['events']),
+        ('Created', facts['created']),
+        ('Updated', facts['updated']),
+        ('Data Offset', f'{facts["data_offset"]} bytes'),
+        ('Intent Log', f'{facts["bitmap"]}, {log["pages"]} pages, {log["damaged_pages"]} damaged'),
+        ('Chunk Size', f'{facts["chunk_size"]} ({format_size(facts["chunk_size"])})'),
+        ('Chunks', f'{chunks["total"]} (room for {chunks["max"]})'),
+        ('Dirty', f'{chunks["dirty"]} chunks, {format_size(dirty)} at most to resync'),
+        ('Modified', f'{chunks["modified"]} chunks'),
+        ('Unwritten', f'{chunks["unwritten"]} chunks'),
+        ('Generation', facts['lineage'][-1]['uuid']),
+    ]
+    for number, slot in facts['slots'].items():
+        rows.append((f'Slot {number}', f'{slot["state"]:<9}{slot["leg"]}'))
+    return [f'{facts["path"]}:', *(f'{name:>14} : {value}' for name, value in rows)]

@@ -1,0 +1,268 @@
+"""The daemon: one pool, one mount, from start to clean stop.
+
+It stops when the file system is unmounted, and on SIGTERM or SIGINT (a second one aborts).  Stopping means:
+no more requests, everything flushed, the logs clean, exit code 0.
+"""
+
+import argparse
+import errno
+import faulthandler
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+import mirrorfs
+from mirrorfs.errors import Refused
+from mirrorfs.events import EventLog
+from mirrorfs.fs import mounting
+from mirrorfs.fs.images import Images
+from mirrorfs.fs.lane import Gateway
+from mirrorfs.fs.names import Names
+from mirrorfs.fs.tree import Tree
+from mirrorfs.leg.opening import FileOpener
+from mirrorfs.pool import Entry, Pool, PoolDirectory
+from mirrorfs.volume.lifecycle import Settings
+
+log = logging.getLogger('mirrorfs')
+
+EXIT_OK, EXIT_USAGE, EXIT_SYSTEM, EXIT_MOUNT = 0, 1, 2, 32
+_WORKERS = 16
+"""pyfuse3's tasks: commands that take long must not keep names from being served."""
+
+
+class Daemon:
+    """Runs one mounted pool under trio."""
+
+    def __init__(self, directory: PoolDirectory, mountpoint: str, options: mounting.Options) -> None:
+        self._directory = directory
+        self._mountpoint = mountpoint
+        self._options = options
+        self._stop = trio.Event()
+        self._unmounted = False
+        self.clean = True
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Mount and serve; `ready` is called when the mount answers.  Raises Refused."""
+        events = EventLog()
+        settings = Settings(self._options.leg_timeout)
+        pool = Pool(self._directory, FileOpener(), events, settings)
+        fuse = mounting.mount(str(self._directory.path), self._mountpoint, self._options)
+        try:
+            async with trio.open_nursery() as nursery:
+                tree = Tree(pool, self._mountpoint)
+                images = Images(nursery)
+                gateway = images.gateway = Gateway(
+                    fuse,
+                    images.handle,
+                    images.lane_stuck,
+                    self._on_unmount,
+                    poll_seconds=self._options.lane_poll,
+                )
+                names = Names(pool, tree, events)
+                _plant_faults(names, gateway)
+
+                def begin(entry: Entry) -> None:
+                    images.attach(entry, tree.number((entry.name,)))
+
+                pool.on_start, pool.on_stop = begin, images.detach
+                pyfuse3.init(names, f'/dev/fd/{gateway.far.fileno()}', set(pyfuse3.default_options))
+                nursery.start_soon(self._main)
+                nursery.start_soon(gateway.watch)
+                nursery.start_soon(self._signals)
+                await pool.start(nursery, self._options.force)
+                gateway.start()
+                nursery.start_soon(self._announce, ready)
+                await self._stop.wait()
+                self.clean = await pool.stop()
+                self._unmount()
+                gateway.close()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._unmount()
+            pyfuse3.close(unmount=False)
+            os.close(fuse)
+
+    async def _main(self) -> None:
+        await pyfuse3.main(min_tasks=_WORKERS)
+        self._stop.set()
+
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        """Ask our own mount something; once it answers, others will be answered, too."""
+        await trio.to_thread.run_sync(os.stat, self._mountpoint)
+        ready()
+
+    def _on_unmount(self) -> None:
+        self._unmounted = True
+        self._stop.set()
+
+    def _unmount(self) -> None:
+        if not self._unmounted:
+            self._unmounted = True
+            try:
+                mounting.unmount(self._mountpoint, lazy=True)
+            except Refused as refusal:
+                log.warning('%s', refusal)
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for number in received:
+                if self._stop.is_set():
+                    log.error('second signal: stopping at once, legs will be resynced')
+                    os._exit(EXIT_SYSTEM)
+                log.info('stopping on %s', signal.Signals(number).name)
+                self._stop.set()
+
+
+def _plant_faults(names: Names, gateway: Gateway) -> None:
+    """For tests of the mount's robustness: MIRRORFS_TEST_FAULT breaks a handler or the lane, every time."""
+    wanted = os.environ.get('MIRRORFS_TEST_FAULT', '')
+
+    def raise_in_handler(handler: str) -> None:
+        if handler == wanted:
+            raise ZeroDivisionError(f'planted in {handler}')
+
+    def raise_in_lane(opcode: int) -> None:
+        if wanted == f'lane{opcode}':
+            raise ZeroDivisionError(f'planted in the lane, opcode {opcode}')
+
+    if wanted:
+        names.fault = raise_in_handler
+        gateway.fault = raise_in_lane
+
+
+def serve(pool: str, mountpoint: str, options: mounting.Options, ready: Callable[[], None]) -> int:
+    """Run the daemon in this process until it is unmounted or told to stop; return the exit code."""
+    directory = PoolDirectory(pool)
+    directory.require()
+    real = mounting.check_mountpoint(mountpoint)
+    if Path(real) == directory.path or Path(real) in directory.path.parents:
+        raise Refused(errno.EINVAL, f'{mountpoint} would hide the pool itself; mount elsewhere')
+    directory.lock()
+    daemon = Daemon(directory, real, options)
+
+    try:
+        trio.run(daemon.run, ready)
+    except BaseExceptionGroup as group:
+        refusal = group.subgroup(Refused)
+        if refusal is None:
+            raise
+        raise _first(refusal) from None
+    finally:
+        directory.unlock()
+    return EXIT_OK if daemon.clean else EXIT_SYSTEM
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _log_to(handler: logging.Handler, debug: bool) -> None:
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    handler.setFormatter(logging.Formatter('mirrorfs[%(process)d]: %(levelname)s: %(message)s'))
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _background_log(pool: str) -> logging.Handler:
+    """Return where a daemon in the background logs: syslog, else a file of bounded size in the pool."""
+    if os.path.exists('/dev/log'):
+        return logging.handlers.SysLogHandler('/dev/log')
+    return logging.handlers.RotatingFileHandler(Path(pool) / 'log', maxBytes=1 << 20, backupCount=1)
+
+
+def run_in_foreground(pool: str, mountpoint: str, options: mounting.Options) -> int:
+    """Serve until stopped, logging to stderr; return the exit code."""
+    _log_to(logging.StreamHandler(), options.debug)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    try:
+        return serve(pool, mountpoint, options, lambda: log.info('%s is mounted on %s', pool, mountpoint))
+    except Refused as refusal:
+        print(f'mirrorfs: {refusal}', file=sys.stderr)
+        return EXIT_MOUNT
+
+
+def run_in_background(pool: str, mountpoint: str, options: mounting.Options) -> int:
+    """Serve in a child; return 0 when its mount answers, else its exit code after its message."""
+    ours, theirs = os.pipe()
+    if os.fork():
+        os.close(theirs)
+        return _await_child(ours)
+    os.close(ours)
+    os.setsid()
+    code = EXIT_SYSTEM
+    try:
+        _log_to(_background_log(pool), options.debug)
+        null = os.open(os.devnull, os.O_RDWR)
+
+        def ready() -> None:
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            os.write(theirs, b'\0')
+            os.close(theirs)
+
+        code = serve(os.path.abspath(pool), os.path.abspath(mountpoint), options, ready)
+    except Refused as refusal:
+        _say(theirs, str(refusal))
+        code = EXIT_MOUNT
+    except Exception as error:
+        log.critical('the daemon ends by an unexpected error', exc_info=True)
+        _say(theirs, f'unexpected error: {error!r}')
+    finally:
+        logging.shutdown()
+        os._exit(code)
+
+
+def _say(pipe: int, text: str) -> None:
+    try:
+        os.write(pipe, text.encode())
+    except OSError:
+        log.error('%s', text)
+
+
+def _await_child(pipe: int) -> int:
+    said = b''
+    with open(pipe, 'rb') as stream:
+        said = stream.read(1)
+        if said == b'\0':
+            return EXIT_OK
+        said += stream.read()
+    _, status = os.wait()
+    message = said.decode(errors='replace') or 'the daemon ended without a word; see its log'
+    print(f'mirrorfs: {message}', file=sys.stderr)
+    return os.waitstatus_to_exitcode(status) or EXIT_SYSTEM
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of mount.py.  Exit codes are mount(8)'s: 0, 1 usage, 2 system, 32 mount failure."""
+    parser = argparse.ArgumentParser(
+        prog='mount.py', description='Mount a pool of mirrored volume images.', exit_on_error=False
+    )
+    parser.add_argument('pool', help='the pool: a directory')
+    parser.add_argument('mountpoint', help='the directory to mount on')
+    parser.add_argument('-f', '--foreground', action='store_true', help='stay in the foreground')
+    parser.add_argument('-o', dest='options', action='append', default=[], help='mount options')
+    parser.add_argument('--version', action='version', version=f'mirrorfs {mirrorfs.__version__}')
+    try:
+        asked = parser.parse_args(arguments)
+        options = mounting.parse_options(','.join(asked.options))
+    except argparse.ArgumentError as error:
+        print(f'mount.py: {error}', file=sys.stderr)
+        return EXIT_USAGE
+    except SystemExit as end:
+        return EXIT_USAGE if end.code else EXIT_OK
+    except Refused as refusal:
+        print(f'mirrorfs: {refusal}', file=sys.stderr)
+        return EXIT_USAGE
+    run = run_in_foreground if asked.foreground else run_in_background
+    return run(asked.pool, asked.mountpoint, options)

@@ -1,0 +1,193 @@
+"""Mounting and unmounting: a FUSE descriptor from mount(2) for root, from fusermount3 for other users.
+
+Also what is known of mounts from /proc/self/mountinfo, and the option words that mount(8) and fstab pass.
+"""
+
+import array
+import ctypes
+import errno
+import os
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mirrorfs import limits
+from mirrorfs.errors import Refused
+
+FSTYPE = 'fuse.mirrorfs'
+_libc = ctypes.CDLL(None, use_errno=True)
+_MS_NOSUID, _MS_NODEV = 2, 4
+_MNT_DETACH = 2
+_IGNORED = frozenset(
+    'user nouser users auto noauto defaults nofail _netdev group owner atime noatime relatime norelatime '
+    'strictatime nostrictatime diratime nodiratime lazytime nolazytime rw suid nosuid dev nodev exec noexec '
+    'sync async default_permissions'.split()
+)
+
+
+@dataclass(slots=True)
+class Options:
+    """The -o words of a mount."""
+
+    allow_other: bool = False
+    leg_timeout: float = limits.LEG_TIMEOUT
+    """Seconds after which a leg that does not answer while others do is failed."""
+    lane_poll: float = limits.LANE_POLL
+    """Seconds that the data lane goes on polling after a request before it sleeps."""
+    force: list[str] = field(default_factory=list)
+    """Volumes to start from the best leg at hand although it may be stale."""
+    debug: bool = False
+
+
+def parse_options(text: str) -> Options:
+    """Return what comma-separated words mean; values are at the first ``=``.  Raises Refused(EINVAL)."""
+    options = Options()
+    for word in filter(None, text.split(',')):
+        name, _, value = word.partition('=')
+        if name in _IGNORED or name.startswith('x-') or name == 'comment':
+            continue
+        match name:
+            case 'allow_other':
+                options.allow_other = True
+            case 'debug':
+                options.debug = True
+            case 'force' if value:
+                options.force.append(value)
+            case 'leg_timeout':
+                options.leg_timeout = _seconds(word, value, limits.LEG_TIMEOUT_MIN, 3600)
+            case 'lane_poll':
+                options.lane_poll = _seconds(word, value, 0, 0.01)
+            case _:
+                raise Refused(errno.EINVAL, f'unknown mount option {word!r}')
+    return options
+
+
+def _seconds(word: str, value: str, least: float, most: float) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1
+    if not least <= seconds <= most:
+        raise Refused(errno.EINVAL, f'{word!r}: wanted is a number of seconds from {least:g} to {most:g}')
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One of our mounts, as the kernel lists it."""
+
+    pool: str
+    mountpoint: str
+
+
+def mounts() -> list[Mount]:
+    """Return all mirrorfs mounts, dead ones too."""
+    found = []
+    for line in Path('/proc/self/mountinfo').read_text().splitlines():
+        before, _, after = line.partition(' - ')
+        kind, source, *_ = after.split()
+        if kind == FSTYPE:
+            found.append(Mount(_unescape(source), _unescape(before.split()[4])))
+    return found
+
+
+def _unescape(text: str) -> str:
+    """Undo the octal escapes of mountinfo."""
+    return text.encode('latin-1', 'backslashreplace').decode('unicode_escape').encode('latin-1').decode()
+
+
+def is_dead(mountpoint: str) -> bool:
+    """Whether a mount's daemon is gone."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def check_mountpoint(path: str) -> str:
+    """Return the real path to mount on; cleans a dead mount of ours off it.
+
+    Raises Refused: ENOENT, ENOTDIR, EBUSY where a mirrorfs is mounted and alive.
+    """
+    real = os.path.realpath(path)
+    if any(mount.mountpoint == real for mount in mounts()):
+        if not is_dead(real):
+            raise Refused(errno.EBUSY, f'{path} has a mirrorfs mounted already')
+        unmount(real, lazy=True)
+    try:
+        info = os.stat(real)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f'mount point {path}: {error.strerror}') from None
+    if not stat.S_ISDIR(info.st_mode):
+        raise Refused(errno.ENOTDIR, f'mount point {path} is not a directory')
+    return real
+
+
+def mount(pool: str, mountpoint: str, options: Options) -> int:
+    """Mount and return the non-blocking FUSE descriptor.  Raises Refused with the reason."""
+    if os.geteuid() == 0:
+        return _mount_directly(pool, mountpoint, options)
+    return _mount_by_helper(pool, mountpoint, options)
+
+
+def _mount_directly(pool: str, mountpoint: str, options: Options) -> int:
+    try:
+        fd = os.open('/dev/fuse', os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f'/dev/fuse: {error.strerror} (is FUSE there?)') from None
+    words = f'fd={fd},rootmode={stat.S_IFDIR:o},user_id=0,group_id=0,default_permissions'
+    if options.allow_other:
+        words += ',allow_other'
+    flags = _MS_NOSUID | _MS_NODEV
+    if _libc.mount(os.fsencode(pool), os.fsencode(mountpoint), FSTYPE.encode(), flags, words.encode()):
+        code = ctypes.get_errno()
+        os.close(fd)
+        raise Refused(code, f'cannot mount on {mountpoint}: {os.strerror(code)}')
+    return fd
+
+
+def _mount_by_helper(pool: str, mountpoint: str, options: Options) -> int:
+    """Have fusermount3 mount and send us the descriptor, as libfuse does (lib/mount.c)."""
+    escaped = pool.replace('\\', '\\\\').replace(',', '\\,')
+    words = f'fsname={escaped},subtype=mirrorfs,default_permissions'
+    if options.allow_other:
+        words += ',allow_other'
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with near, far:
+        try:
+            helper = subprocess.run(
+                ['fusermount3', '-o', words, '--', mountpoint],
+                env={**os.environ, '_FUSE_COMMFD': str(far.fileno())},
+                pass_fds=[far.fileno()],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise Refused(errno.ENOENT, 'fusermount3 (package fuse3) is needed to mount as a user') from None
+        if helper.returncode:
+            raise Refused(errno.EPERM, f'fusermount3: {helper.stderr.strip()}')
+        _, ancillary, _, _ = near.recvmsg(1, socket.CMSG_SPACE(4))
+    received = array.array('i')
+    received.frombytes(ancillary[0][2][: received.itemsize])
+    fd = received[0]
+    os.set_blocking(fd, False)
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount.  Raises Refused: EBUSY where something is open there."""
+    if os.geteuid() == 0:
+        if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0):
+            code = ctypes.get_errno()
+            raise Refused(code, f'cannot unmount {mountpoint}: {os.strerror(code)}')
+        return
+    command = ['fusermount3', '-u', *(['-z'] if lazy else []), '--', mountpoint]
+    helper = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if helper.returncode:
+        raise Refused(errno.EBUSY, f'cannot unmount {mountpoint}: {helper.stderr.strip()}')

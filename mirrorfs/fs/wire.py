@@ -1,0 +1,62 @@
+"""FUSE messages as the kernel lays them out: include/uapi/linux/fuse.h, version 7.31 and later.
+
+Only what the data lane reads or writes is here.  All little-endian fields are in host order on the wire;
+mirrorfs runs on little-endian machines.  Offsets are bytes from the start of a message.
+"""
+
+import struct
+
+FUSE_SETATTR = 4
+FUSE_OPEN = 14
+FUSE_READ = 15
+FUSE_WRITE = 16
+FUSE_FSYNC = 20
+FUSE_INIT = 26
+FUSE_INTERRUPT = 36
+FUSE_FALLOCATE = 43
+FUSE_LSEEK = 46
+
+IN_HEADER = struct.Struct('<IIQQIIIHH')
+"""fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding"""
+READ_IN = struct.Struct('<QQIIQII')
+"""fuse_read_in: fh offset size read_flags lock_owner flags padding"""
+WRITE_IN = struct.Struct('<QQIIQII')
+"""fuse_write_in: fh offset size write_flags lock_owner flags padding; then the data"""
+FSYNC_IN = struct.Struct('<QII')
+"""fuse_fsync_in: fh fsync_flags padding"""
+FALLOCATE_IN = struct.Struct('<QQQII')
+"""fuse_fallocate_in: fh offset length mode padding"""
+LSEEK_IN = struct.Struct('<QQII')
+"""fuse_lseek_in: fh offset whence padding"""
+OUT_HEADER = struct.Struct('<IiQ')
+"""fuse_out_header: len error unique (error: minus an errno)"""
+WRITE_REPLY = struct.Struct('<IiQII')
+"""fuse_out_header, then fuse_write_out: size padding"""
+LSEEK_OUT = struct.Struct('<Q')
+"""fuse_lseek_out: offset"""
+OPEN_OUT = struct.Struct('<QII')
+"""fuse_open_out: fh open_flags padding"""
+
+BODY = IN_HEADER.size
+"""Where the part after the header begins in a request (40)."""
+WRITE_DATA = BODY + WRITE_IN.size
+"""Where the data of a WRITE begins (80)."""
+FOPEN_DIRECT_IO = 1 << 0
+FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6
+_OPEN_FLAGS = struct.Struct('<I')
+_OPEN_FLAGS_AT = OUT_HEADER.size + 8
+_INIT_BACKGROUND = struct.Struct('<HH')
+_INIT_BACKGROUND_AT = OUT_HEADER.size + 16
+"""fuse_init_out: major minor max_readahead flags max_background(H) congestion_threshold(H) …"""
+
+
+def tune_init(reply: bytearray | memoryview, max_background: int) -> None:
+    """Set max_background and congestion_threshold (three quarters of it) in a reply to INIT."""
+    _INIT_BACKGROUND.pack_into(reply, _INIT_BACKGROUND_AT, max_background, max_background * 3 // 4)
+
+
+def tune_open(reply: bytearray | memoryview) -> None:
+    """Let direct writes to one image run in parallel: the lane gives them one order on all legs."""
+    (flags,) = _OPEN_FLAGS.unpack_from(reply, _OPEN_FLAGS_AT)
+    if flags & FOPEN_DIRECT_IO:
+        _OPEN_FLAGS.pack_into(reply, _OPEN_FLAGS_AT, flags | FOPEN_PARALLEL_DIRECT_WRITES)

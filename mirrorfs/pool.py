@@ -1,0 +1,448 @@
+"""The pool: which volumes exist, their durable definitions, and the volumes that run.
+
+On disk a pool is a directory::
+
+    mirrorfs.json         says that this is a pool, and of which format
+    volumes/NAME.json     one definition a volume: `VolumeRecord` in JSON, replaced atomically
+    lock                  held by the daemon that serves the pool (flock)
+
+The definitions are the witness of `mirrorfs.mirror.assembly`: each is written to a temporary file, synced,
+renamed, and the directory synced, before the change that it records is acknowledged to anyone.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from mirrorfs import limits
+from mirrorfs.errors import BadMetadata, Refused
+from mirrorfs.events import EventLog
+from mirrorfs.leg.base import Leg, Opener
+from mirrorfs.leg.opening import lock_holder
+from mirrorfs.mirror.formatting import read_super
+from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
+from mirrorfs.volume.admin import Admin
+from mirrorfs.volume.creation import Request, check_name, create
+from mirrorfs.volume.lifecycle import Found, Settings, Started, start
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_MARK = 'mirrorfs.json'
+_NUMBERS = ['size', 'chunk_size', 'raid_disks', 'events', 'created_us', 'time_base_ms', 'mode', 'uid', 'gid']
+
+
+# Definitions
+
+
+def encode(record: VolumeRecord) -> str:
+    """Return a record as the JSON text of a definition."""
+    return json.dumps(
+        {
+            'format': FORMAT,
+            'uuid': str(record.uuid),
+            'name': record.name,
+            'size': record.size,
+            'chunk_size': record.chunk_size,
+            'raid_disks': record.raid_disks,
+            'events': record.events,
+            'logged': record.logged,
+            'created_us': record.created_us,
+            'time_base_ms': record.time_base_ms,
+            'mode': record.mode,
+            'uid': record.uid,
+            'gid': record.gid,
+            'lineage': [[str(step.uuid), step.time_us, step.events] for step in record.lineage],
+            'slots': {
+                str(number): {
+                    'state': slot.state.word,
+                    'leg': str(slot.leg),
+                    'path': slot.path,
+                    'tracked_since': slot.tracked_since,
+                    'full': slot.full,
+                }
+                for number, slot in enumerate(record.slots)
+                if slot.state is not LegState.VACANT
+            },
+        },
+        indent=1,
+    )
+
+
+def decode(text: str) -> VolumeRecord:
+    """Return the record that a definition's text holds.  Raises BadMetadata."""
+    try:
+        raw = json.loads(text)
+        if raw['format'] != FORMAT:
+            raise BadMetadata(f'definition format {raw["format"]} is not known')
+        slots = [Slot()] * limits.SLOTS
+        for number, slot in raw['slots'].items():
+            slots[int(number)] = Slot(
+                state=LegState[slot['state'].upper()],
+                leg=uuid.UUID(slot['leg']),
+                path=str(slot['path']),
+                tracked_since=int(slot['tracked_since']),
+                full=bool(slot['full']),
+            )
+        check_name(raw['name'])
+        lineage = tuple(Generation(uuid.UUID(step), int(time), int(at)) for step, time, at in raw['lineage'])
+        numbers: dict[str, Any] = {key: int(raw[key]) for key in _NUMBERS}
+        record = VolumeRecord(
+            uuid=uuid.UUID(raw['uuid']),
+            name=raw['name'],
+            slots=tuple(slots),
+            lineage=lineage,
+            logged=bool(raw['logged']),
+            **numbers,
+        )
+    except BadMetadata:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, IndexError, Refused) as error:
+        raise BadMetadata(f'damaged definition: {type(error).__name__} {error}') from None
+    return record
+
+
+class PoolDirectory:
+    """A pool's files.  All methods block; the record store's `save` goes through a thread."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(os.path.realpath(path))
+        self._lock: int | None = None
+
+    @property
+    def _volumes(self) -> Path:
+        return self.path / 'volumes'
+
+    def exists(self) -> bool:
+        return (self.path / _MARK).is_file()
+
+    def make(self) -> None:
+        """Make the directory a pool.  Raises Refused(ENOTEMPTY) for one with other things in it."""
+        try:
+            self.path.mkdir(mode=0o700, exist_ok=True)
+            if not self.exists() and any(entry.name != 'lost+found' for entry in self.path.iterdir()):
+                message = f'{self.path} is not empty and no pool; name a new directory'
+                raise Refused(errno.ENOTEMPTY, message)
+            self._volumes.mkdir(mode=0o700, exist_ok=True)
+            _write_atomically(self.path / _MARK, json.dumps({'format': FORMAT}))
+        except OSError as error:
+            message = f'cannot make a pool at {self.path}: {error.strerror}'
+            raise Refused(error.errno or errno.EIO, message) from None
+
+    def require(self) -> None:
+        """Raise Refused(ENOENT) unless this is a pool."""
+        if not self.exists():
+            raise Refused(errno.ENOENT, f'{self.path} is no pool (it has no {_MARK})')
+
+    def lock(self) -> None:
+        """Hold the pool for this process.  Raises Refused(EBUSY) with the holder's name."""
+        fd = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f'{self.path} is in use by {lock_holder(fd)}'
+            os.close(fd)
+            raise Refused(errno.EBUSY, message) from None
+        self._lock = fd
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def load(self) -> tuple[dict[str, VolumeRecord], dict[str, str]]:
+        """Return the records by name, and what is wrong with definitions that cannot be read."""
+        self.require()
+        records, damaged = {}, {}
+        for file in sorted(self._volumes.glob('*.json')):
+            try:
+                record = decode(file.read_text())
+                if record.name != file.stem:
+                    raise BadMetadata(f'it says that its name is {record.name}')
+                records[record.name] = record
+            except (BadMetadata, OSError, UnicodeDecodeError) as error:
+                damaged[file.stem] = f'{file}: {error}'
+        return records, damaged
+
+    def save_now(self, record: VolumeRecord) -> None:
+        """Make a definition durable, whole or not at all.  Raises OSError."""
+        _write_atomically(self._volumes / f'{record.name}.json', encode(record))
+
+    async def save(self, record: VolumeRecord) -> None:
+        await trio.to_thread.run_sync(self.save_now, record)
+
+    def delete(self, name: str) -> None:
+        (self._volumes / f'{name}.json').unlink()
+        _sync_directory(self._volumes)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f'.{path.name}.new')
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 'w') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# The volumes that run
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A volume of the pool: started, or with the reason why it is not."""
+
+    record_at_rest: VolumeRecord | None
+    name: str
+    started: Started | None = None
+    admin: Admin | None = None
+    refusal: str = ''
+    opened: int = 0
+    """Open handles of the image."""
+    _scope: trio.CancelScope | None = None
+    _ended: trio.Event | None = None
+
+    @property
+    def record(self) -> VolumeRecord | None:
+        return self.started.volume.record if self.started else self.record_at_rest
+
+    def require(self) -> tuple[Started, Admin]:
+        """Return what commands work on; raises Refused(EIO) with the reason if it did not start."""
+        if not self.started or not self.admin:
+            raise Refused(errno.EIO, self.refusal or f'{self.name} is stopped')
+        return self.started, self.admin
+
+
+class Pool:
+    """Runs the volumes of one pool directory.  Owned by trio's thread."""
+
+    def __init__(
+        self, directory: PoolDirectory, opener: Opener, events: EventLog, settings: Settings
+    ) -> None:
+        self.directory = directory
+        self.events = events
+        self.settings = settings
+        self.entries: dict[str, Entry] = {}
+        self.on_start: Callable[[Entry], None] = lambda entry: None
+        """Called before a volume's legs are published: the lane must serve its table by then."""
+        self.on_stop: Callable[[Entry], None] = lambda entry: None
+        self._opener = opener
+        self._nursery: trio.Nursery | None = None
+        self._turn = trio.Lock()
+
+    async def start(self, nursery: trio.Nursery, force: Sequence[str] = ()) -> None:
+        """Start all volumes in `nursery`; those that cannot be started stay as refused entries."""
+        self._nursery = nursery
+        records, damaged = await trio.to_thread.run_sync(self.directory.load)
+        unknown = [name for name in force if name not in records]
+        if unknown:
+            raise Refused(errno.ENOENT, f'no volume {unknown[0]} in {self.directory.path}')
+        for name, complaint in damaged.items():
+            self.entries[name] = Entry(None, name, refusal=complaint)
+            self.events.emit('Refused', name, '', complaint)
+        async with trio.open_nursery() as starting:
+            for name, record in records.items():
+                self.entries[name] = entry = Entry(record, name)
+                starting.start_soon(self._start, entry, name in force)
+
+    async def stop(self) -> bool:
+        """Stop all volumes cleanly; return False where one could not be."""
+        clean = True
+        for entry in self.entries.values():
+            clean &= await self._stop(entry)
+        return clean
+
+    async def _start(self, entry: Entry, force: bool = False) -> None:
+        """Find the legs, decide, run.  What goes wrong becomes the entry's refusal."""
+        record = entry.record_at_rest
+        assert record and self._nursery
+        found: dict[int, Found] = {}
+        try:
+            record, found = await self._find_legs(record)
+            entry.started = started = await start(
+                record, found, self.directory, self.events.emit, self.settings, force=force
+            )
+        except (Refused, OSError) as error:
+            self._refuse(entry, str(error), [leg.leg for leg in found.values()])
+            return
+        for slot, leg in found.items():
+            if slot not in started.volume.keeper.members:
+                leg.leg.close()
+        entry.admin = Admin(started, self._opener)
+        entry.refusal = ''
+        self.on_start(entry)
+        try:
+            await self._nursery.start(self._run, entry)
+        except (Refused, OSError) as error:
+            self._refuse(entry, str(error), [])
+            return
+        await self._welcome_back(entry)
+
+    def _refuse(self, entry: Entry, why: str, legs: Sequence[Leg]) -> None:
+        log.error('%s', why)
+        entry.refusal = why
+        if entry.started:
+            entry.record_at_rest = entry.started.volume.record
+            entry.started.close()
+            entry.started = entry.admin = None
+        for leg in legs:
+            leg.close()
+        self.events.emit('Refused', entry.name, '', why)
+
+    async def _run(
+        self, entry: Entry, task_status: 'trio.TaskStatus[None]' = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run one volume; a defect in it stops that volume and no other."""
+        assert entry.started
+        entry._scope, entry._ended = trio.CancelScope(), trio.Event()
+        begun = False
+
+        class Status:
+            def started(self, value: None = None) -> None:
+                nonlocal begun
+                begun = True
+                task_status.started()
+
+        try:
+            with entry._scope:
+                await entry.started.run(Status())
+        except Exception as error:
+            if not begun:
+                raise
+            log.critical('volume %s stopped by an unexpected error', entry.name, exc_info=True)
+            entry.started.volume.broken = f'unexpected error: {error!r}'
+            entry.started.volume.hot.withdraw(0, len(entry.started.volume.log) - 1)
+            self.events.emit('Critical', entry.name, '', f'unexpected error: {error!r}')
+        finally:
+            entry._ended.set()
+
+    async def _welcome_back(self, entry: Entry) -> None:
+        """Say what is wrong with the legs at hand; re-add those that were merely away."""
+        assert entry.started and entry.admin
+        plan, volume = entry.started.plan, entry.started.volume
+        for slot, reason in plan.stale.items():
+            self.events.emit('StaleLeg', entry.name, volume.record.slots[slot].path, f'slot {slot} {reason}')
+        for slot in volume.keeper.absent:
+            path = volume.record.slots[slot].path
+            self.events.emit('LegAbsent', entry.name, path, f'slot {slot} is not there')
+        if volume.record.degraded or volume.keeper.absent:
+            self.events.emit('DegradedArray', entry.name)
+        for slot in plan.returning:
+            try:
+                await entry.admin.re_add(str(slot))
+            except (Refused, OSError) as error:
+                self.events.emit('StaleLeg', entry.name, volume.record.slots[slot].path, str(error))
+
+    async def _find_legs(self, record: VolumeRecord) -> tuple[VolumeRecord, dict[int, Found]]:
+        """Open the legs that the record names; match them to slots by the UUID that each bears."""
+        by_slot: dict[int, Found] = {}
+
+        async def one(number: int, path: str) -> None:
+            try:
+                leg, _ = await self._opener.open(path)
+            except Refused as refusal:
+                self.events.emit('LegAbsent', record.name, path, f'slot {number}: {refusal}')
+                return
+            try:
+                sup, copy = await read_super(leg)
+                owner = self._owner(record, sup.record, sup.leg)
+                if owner in by_slot:
+                    raise BadMetadata(f'a second copy of the leg at {by_slot[owner].leg.path}')
+                if leg.size < sup.needed_size:
+                    raise BadMetadata(f'it has {leg.size} bytes, it had {sup.needed_size} at least')
+                by_slot[owner] = Found(leg, sup, copy)
+            except (BadMetadata, OSError) as error:
+                leg.close()
+                self.events.emit('LegAbsent', record.name, path, f'slot {number}: {error}')
+
+        async with trio.open_nursery() as nursery:
+            for number, slot in enumerate(record.slots):
+                if slot.state is not LegState.VACANT and slot.path:
+                    nursery.start_soon(one, number, slot.path)
+        for number, leg in by_slot.items():
+            record = record.with_slot(number, record.slots[number].but(path=leg.leg.path))
+        return record, by_slot
+
+    @staticmethod
+    def _owner(record: VolumeRecord, theirs: VolumeRecord, leg: uuid.UUID) -> int:
+        if theirs.uuid != record.uuid:
+            found = f'belongs to volume {theirs.name} ({theirs.uuid})'
+            raise BadMetadata(f'{found}, not to {record.name} ({record.uuid})')
+        for number, slot in enumerate(record.slots):
+            if slot.leg == leg and slot.state is not LegState.VACANT:
+                return number
+        raise BadMetadata(f'leg {leg} is none of {record.name} any more')
+
+    async def _stop(self, entry: Entry) -> bool:
+        if entry.started is None or entry._scope is None or entry._ended is None:
+            return True
+        clean = True
+        try:
+            with trio.fail_after(limits.STOP_PATIENCE + self.settings.leg_timeout):
+                await entry.started.stop()
+        except (OSError, Refused, trio.TooSlowError) as error:
+            log.error('%s could not be stopped cleanly: %s', entry.name, error or 'took too long')
+            clean = False
+        self.on_stop(entry)
+        entry._scope.cancel()
+        await entry._ended.wait()
+        entry.record_at_rest = entry.started.volume.record
+        entry.started.close()
+        entry.started = entry.admin = None
+        return clean
+
+    # Verbs
+
+    def find(self, name: str) -> Entry:
+        """Return the volume of that name.  Raises Refused(ENOENT)."""
+        if name not in self.entries:
+            raise Refused(errno.ENOENT, f'no volume {name[:80]!r} in {self.directory.path}')
+        return self.entries[name]
+
+    async def create(self, request: Request) -> None:
+        """Make a volume and start it."""
+        async with self._turn:
+            check_name(request.name)
+            if request.name in self.entries:
+                raise Refused(errno.EEXIST, f'there is a volume {request.name} already')
+            if len(self.entries) >= limits.VOLUMES_MAX:
+                raise Refused(errno.ENOSPC, f'a pool has {limits.VOLUMES_MAX} volumes at most')
+            record = await create(request, self._opener, self.settings)
+            await self.directory.save(record)
+            self.entries[request.name] = entry = Entry(record, request.name)
+            await self._start(entry)
+            self.events.emit('NewArray', request.name)
+
+    async def destroy(self, name: str) -> None:
+        """Stop a volume and forget its definition.  Its legs keep their content and their metadata."""
+        async with self._turn:
+            entry = self.find(name)
+            if entry.opened:
+                raise Refused(errno.EBUSY, f'{name} is open in {entry.opened} places; close it first')
+            await self._stop(entry)
+            await trio.to_thread.run_sync(self.directory.delete, name)
+            del self.entries[name]
+            self.events.emit('Destroyed', name)
+
+
+def status_of_records(records: dict[str, VolumeRecord]) -> list[dict[str, Any]]:
+    """Return what the definitions alone say, for a pool that is not mounted."""
+    return [json.loads(encode(record)) for record in records.values()]
