@@ -190,14 +190,17 @@ class Keeper:
         if self.session:
             return
         self.session = True
-        self.record = self.record.but(active=True, events=self.record.events + 1)
+        self.record = self.record.but(active=True)
         if self.absent:
             gone = sorted(self.absent)
             self.absent.clear()
+            # `leave` counts the event, and tracks the legs since the events that they last had.
             self.record = membership.leave(
                 self.record, gone, LegState.MISSING, self.new_uuid(), self.clock()
             )
             self.mark_missed()
+        else:
+            self.record = self.record.but(events=self.record.events + 1)
         self._observer.legs_changing()
 
     async def _store_on_legs(self, members: list[Member], record: VolumeRecord, batch: Batch) -> Failures:

@@ -89,6 +89,8 @@ class Call:
     offset: int = 0
     length: int = 0
     durable: bool = False
+    zeros: bool = False
+    """A write of nothing but zeros."""
 
 
 Hook = Callable[[Call], Awaitable[None]]
@@ -113,6 +115,8 @@ class CrashDisk:
     writes: int = 0
     late: list[tuple['CrashLeg', int, bytes]] = field(default_factory=list)
     """Abandoned calls, which stay counted and may reach the disk after all: (leg, offset, data)."""
+    unconfirmed: set[int] = field(default_factory=set)
+    """Offsets of writes whose issuer was not told that they are durable."""
     changes: int = 0
     """Grows with every change of the other fields."""
 
@@ -233,7 +237,7 @@ class CrashLeg:
         return self.disk.visible.read(offset, length)
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
-        call = Call(self.disk.name, 'write', offset, len(data), durable)
+        call = Call(self.disk.name, 'write', offset, len(data), durable, bytes(data) == bytes(len(data)))
         span = (offset, offset + len(data))
         overlaps = any(start < span[1] and span[0] < end for start, end in self.disk.in_flight)
         assert not overlaps, f'two writes in flight overlap on {self.disk.name} at {offset}'
@@ -241,9 +245,11 @@ class CrashLeg:
         try:
             await self._step(call, bytes(data))
             write = self.disk.write(offset, bytes(data))
+            self.disk.unconfirmed.add(offset)
             await self._step(call)
             if durable:
                 self.disk.settle(write)
+                self.disk.unconfirmed.discard(offset)
         finally:
             self.disk.in_flight.remove(span)
 

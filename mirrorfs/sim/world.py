@@ -410,8 +410,10 @@ class World:
         for disk in disks:
             states = self.durable_states(disk)
             for chunk in range(first, last + 1):
-                marked = states[chunk] & (DIRTY | UNWRITTEN) if self.logged else self._active(disk)
-                assert marked, f'data for chunk {chunk} before its mark on {disk.name}'
+                marked = states[chunk] & DIRTY if self.logged else self._active(disk)
+                unwritten = states[chunk] & UNWRITTEN
+                good = (marked and not unwritten) or (call.zeros and unwritten)
+                assert good, f'data for chunk {chunk} before its mark on {disk.name}'
 
     def _active(self, disk: CrashDisk) -> bool:
         return _super(disk)[0].record.active
@@ -422,8 +424,8 @@ class World:
         if call.offset >= self.layout.data_offset or call.disk not in members:
             return
         disk = self.disks[call.disk]
-        if any(write.offset == call.offset for write in disk.pending):
-            return  # the second time that this write passes here
+        if call.offset in disk.unconfirmed:
+            return  # nobody relies on it: the write failed before, or this is its second step
         if call.offset in wibm.SUPER_OFFSETS:
             sups = [_decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS]
             copy = wibm.SUPER_OFFSETS.index(call.offset)

@@ -56,12 +56,16 @@ class Admin:
             if slot not in keeper.members and slot not in keeper.absent:
                 state = self._volume.record.slots[slot].state.word
                 raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state} already')
-            if keeper.in_sync == [slot]:
-                message = f'leg {word} is the last in-sync leg of {self._volume.name}; add another first'
-                raise Refused(errno.EBUSY, message)
+            self._refuse_last(slot, word)
             await keeper.open_session()
+            self._refuse_last(slot, word)  # another leg may have been expelled just now
             keeper.expel({slot: 'failed by the admin'})
             await keeper.settle()
+
+    def _refuse_last(self, slot: int, word: str) -> None:
+        if self._volume.keeper.in_sync == [slot]:
+            message = f'leg {word} is the last in-sync leg of {self._volume.name}; add another first'
+            raise Refused(errno.EBUSY, message)
 
     async def remove(self, word: str) -> None:
         """Take a stale leg out.  EBUSY while it is in use."""
@@ -146,6 +150,9 @@ class Admin:
     async def _await_quarantine(self, slot: int) -> None:
         """A leg with a call in the kernel must not come back: the call may land on it at any time."""
         member = self._volume.keeper.quarantine.get(slot)
+        if member:
+            await self._volume.hot.settle()
+            member.leg.close()
         with trio.move_on_after(limits.QUARANTINE_PATIENCE):
             while member and member.leg.calls:
                 await trio.sleep(0.05)

@@ -95,6 +95,7 @@ class Started:
                 volume.log.update_chunks(volume.log.where(DIRTY, NEEDS_RESYNC), clear=DIRTY)
                 volume.keeper.record = volume.record.but(active=False)
                 await volume.keeper.commit()
+            volume.broken = volume.broken or f'{volume.name} is stopped'
 
     def close(self) -> None:
         """Let go of the legs."""
@@ -141,7 +142,7 @@ async def start(
         raise Refused(errno.EIO, f'{pool_record.name}: no leg that is in sync can be read')
     log, doubtful = _merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
     active = any(found[slot].sup.record.active for slot in members)
-    resync = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active)
+    differ = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active)
     volume = Volume(plan.record, log, emit)
     volume.keeper = Keeper(
         plan.record,
@@ -156,7 +157,7 @@ async def start(
         clock=settings.clock,
         new_uuid=settings.new_uuid,
     )
-    store_first = doubtful or resync or force
+    store_first = doubtful or differ or force
     return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
 
 
@@ -186,7 +187,11 @@ def _merge(
 
 
 def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
-    """Turn what the log says of the past into what is to be done; return whether a resync is needed."""
+    """Turn what the log says of the past into what is to be done.
+
+    Return whether legs may differ, those that are absent included: then that a session began without those
+    must be durable before the first read, or they come back as equals and bytes change that were read.
+    """
     unknown = active and not record.logged  # then any chunk may have been under way
     dirty = log.where(0 if unknown else DIRTY, UNWRITTEN)
     if membership.needs_tracking(record):
@@ -198,4 +203,4 @@ def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, acti
     else:
         log.update_chunks(log.where(NEEDS_RESYNC), clear=NEEDS_RESYNC)
     log.update_chunks(log.where(NEEDS_RESYNC | UNWRITTEN), clear=NEEDS_RESYNC)
-    return bool(log.count(NEEDS_RESYNC))
+    return bool(len(dirty) or log.count(NEEDS_RESYNC))

@@ -216,6 +216,7 @@ class Volume:
 
     async def _prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
+        self._refuse_if_broken()
         await self.keeper.open_session()
         await self.make_equal(first, last)
         await self._zero_garbage(first, last)
@@ -342,7 +343,12 @@ class Volume:
             for member in targets:
                 member.write_errors += member.slot in failures
             self.counters.unflushed += copied
-            self.keeper.expel(failures)
+            # The source may have been expelled meanwhile: then a target may be the last leg in sync.
+            verdict = judge(self.members, self.keeper.in_sync, failures, shared_full=False)
+            if verdict.error:
+                error = verdict.error
+                continue
+            self.keeper.expel(verdict.expel)
             await self.keeper.settle()
             return copied
         raise error
@@ -401,7 +407,7 @@ class Volume:
                 if isinstance(failure, LegTimeout):
                     late[slot] = failure
                 continue
-            if late:
+            if late and slot in self.keeper.in_sync:
                 self.keeper.expel(late)
                 await self.keeper.settle()
             return data
@@ -417,6 +423,7 @@ class Volume:
         self._refuse_if_broken()
         first, last = self.chunks_of(offset, length)
         async with self.exclusive(first, last):
+            self._refuse_if_broken()
             await self.keeper.open_session()
             whole = []
             for chunk in (first + np.flatnonzero(~self.log.states[first : last + 1] & UNWRITTEN)).tolist():
