@@ -244,6 +244,8 @@ class Pool:
         self.on_start: Callable[[Entry], None] = lambda entry: None
         """Called before a volume's legs are published: the lane must serve its table by then."""
         self.on_stop: Callable[[Entry], None] = lambda entry: None
+        self.on_destroy: Callable[[str], None] = lambda name: None
+        """Called when a volume is gone for good."""
         self._opener = opener
         self._nursery: trio.Nursery | None = None
         self._turn = trio.Lock()
@@ -440,6 +442,7 @@ class Pool:
             await self._stop(entry)
             await trio.to_thread.run_sync(self.directory.delete, name)
             del self.entries[name]
+            self.on_destroy(name)
             self.events.emit('Destroyed', name)
 
 

@@ -72,7 +72,6 @@ class Mounted:
     def command(self, file: str, *words: str) -> None:
         """Write one command.  Raises Refused with the daemon's reason."""
         path = self.control / file
-        before = self._events_end()
         try:
             fd = os.open(path, os.O_WRONLY)
         except FileNotFoundError:
@@ -80,13 +79,13 @@ class Mounted:
         except PermissionError:
             message = 'only root and who mounted the pool may change it'
             raise Refused(errno.EACCES, message) from None
-        try:
-            os.write(fd, (shlex.join(words) + '\n').encode())
-        except OSError as error:
-            reason = self._reason(before) or error.strerror
-            raise Refused(error.errno or errno.EIO, f'{reason}') from None
-        finally:
-            os.close(fd)
+        with open(fd, 'wb', buffering=0) as file, open(self.control / 'events', 'rb', buffering=0) as events:
+            events.read()
+            try:
+                file.write((shlex.join(words) + '\n').encode())
+            except OSError as error:
+                reason = _reason(events.read()) or error.strerror
+                raise Refused(error.errno or errno.EIO, f'{reason}') from None
 
     def volume_command(self, name: str, file: str, *words: str) -> None:
         """Write one command of a volume.  Raises Refused."""
@@ -107,19 +106,15 @@ class Mounted:
         known = ', '.join(volume['name'] for volume in volumes) or 'none'
         raise Refused(errno.ENOENT, f'no volume {name!r}; there are: {known}')
 
-    def _events_end(self) -> int:
-        return len((self.control / 'events').read_bytes())
 
-    def _reason(self, before: int) -> str:
-        """Return what the daemon said of the last refusal."""
-        text = (self.control / 'events').read_bytes()
-        new = text[before:] or text
-        for line in reversed(new.decode().splitlines()):
-            words = line.split(' ', 3)
-            if words[1] == 'Refused':
-                said = words[3].encode().decode('unicode_escape')
-                return said.partition(': ')[2] or said
-        return ''
+def _reason(events: bytes) -> str:
+    """Return what the daemon said of the last refusal among events."""
+    for line in reversed(events.decode().splitlines()):
+        words = line.split(' ', 3)
+        if words[1] == 'Refused':
+            said = words[3].encode().decode('unicode_escape')
+            return said.partition(': ')[2] or said
+    return ''
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

@@ -71,7 +71,11 @@ class Daemon:
                 def begin(entry: Entry) -> None:
                     images.attach(entry, tree.number((entry.name,)))
 
-                pool.on_start, pool.on_stop = begin, images.detach
+                def forget(name: str) -> None:
+                    images.forget(name)
+                    tree.forget(name)
+
+                pool.on_start, pool.on_stop, pool.on_destroy = begin, images.detach, forget
                 pyfuse3.init(names, f'/dev/fd/{gateway.far.fileno()}', set(pyfuse3.default_options))
                 nursery.start_soon(self._main)
                 nursery.start_soon(gateway.watch)
@@ -87,7 +91,6 @@ class Daemon:
         finally:
             self._unmount()
             pyfuse3.close(unmount=False)
-            os.close(fuse)
 
     async def _main(self) -> None:
         await pyfuse3.main(min_tasks=_WORKERS)

@@ -47,6 +47,7 @@ class Images:
         node = self._numbers.pop(name, None)
         if node is not None:
             self._nodes.pop(node, None)
+            self.gateway.detach(node)
 
     def handle(self, request: Request) -> None:
         """Begin to serve a request."""

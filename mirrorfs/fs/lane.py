@@ -84,8 +84,14 @@ class Lane:
         self._epoll = select.epoll()
         self._epoll.register(gateway.fuse, select.EPOLLIN)
 
+        self._thread = threading.Thread(target=self._run, name='lane', daemon=True)
+
     def start(self) -> None:
-        threading.Thread(target=self._run, name='lane', daemon=True).start()
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the lane has ended, or it becomes clear that it hangs."""
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
@@ -123,7 +129,7 @@ class Lane:
                     return
                 continue
             except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted
+                if error.errno == errno.ENODEV:
                     gateway.tell(gateway.unmounted)
                     return
                 if error.errno not in (errno.ENOENT, errno.EINTR):  # ENOENT: its caller was killed
@@ -219,8 +225,8 @@ class Lane:
         if opcode == wire.FUSE_INTERRUPT:
             return
         if opcode == wire.FUSE_WRITE and len(message) > wire.WRITE_DATA + limits.CONTROL_WRITE_MAX:
-            self.gateway.reply(unique, errno.EFBIG)
-            return
+            # Cut down to what is just too long: it is refused there, with an event, and fits the socket.
+            message = wire.shorten_write(message, limits.CONTROL_WRITE_MAX + 1)
         if opcode == wire.FUSE_INIT:
             self.gateway.tuning[unique] = lambda reply: wire.tune_init(reply, limits.MAX_BACKGROUND)
         elif opcode == wire.FUSE_OPEN and table is not None:
@@ -320,8 +326,13 @@ class Gateway:
         threading.Thread(target=self._relay, name='relay', daemon=True).start()
 
     def close(self) -> None:
-        """Stop: the relay ends, pyfuse3 sees the end of its requests."""
+        """Stop: the lane ends once it is idle, the relay at once; pyfuse3 sees the end of its requests.
+
+        The descriptor stays open: a lane that hangs may still use its number.
+        """
+        last, self.lane = self.lane, Lane(self)
         self._near.shutdown(socket.SHUT_RDWR)
+        last.join(1)
 
     # Called by lanes and the relay
 

@@ -26,6 +26,8 @@ from mirrorfs.pool import Entry, Pool
 
 log = logging.getLogger(__name__)
 F = TypeVar('F', bound=Callable[..., Awaitable[Any]])
+_REASON_MAX = 1000
+"""Characters of a refusal in an event: it may quote what was written."""
 
 
 def guarded(*kinds: type | None) -> Callable[[F], F]:
@@ -222,8 +224,10 @@ class Names(pyfuse3.Operations):
         handle = self._handles[fh]
         size = min(size, limits.CONTROL_READ_MAX)
         if handle.node.kind is Kind.EVENTS:
+            # Who was too slow goes on with the oldest line that is kept, and goes on from there.
+            handle.base = max(handle.base, self._events.start - off)
             text = self._events.read(handle.base + off, size)
-            handle.position = max(handle.base + off, self._events.start) + len(text)
+            handle.position = handle.base + off + len(text)
             return text
         return handle.text[off : off + size]
 
@@ -237,7 +241,7 @@ class Names(pyfuse3.Operations):
         except (Refused, OSError) as error:
             volume = node.place.entry.name if node.place.entry else ''
             command = bytes(buf[:200]).decode(errors='replace').strip()
-            self._events.emit('Refused', volume, '', f'{command!r}: {error}')
+            self._events.emit('Refused', volume, '', f'{command!r}: {error}'[:_REASON_MAX])
             raise
         return len(buf)
 

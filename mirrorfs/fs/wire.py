@@ -43,11 +43,21 @@ WRITE_DATA = BODY + WRITE_IN.size
 """Where the data of a WRITE begins (80)."""
 FOPEN_DIRECT_IO = 1 << 0
 FOPEN_PARALLEL_DIRECT_WRITES = 1 << 6
+_LENGTH = struct.Struct('<I')
+_WRITE_SIZE_AT = BODY + 16
 _OPEN_FLAGS = struct.Struct('<I')
 _OPEN_FLAGS_AT = OUT_HEADER.size + 8
 _INIT_BACKGROUND = struct.Struct('<HH')
 _INIT_BACKGROUND_AT = OUT_HEADER.size + 16
 """fuse_init_out: major minor max_readahead flags max_background(H) congestion_threshold(H) …"""
+
+
+def shorten_write(message: memoryview, size: int) -> memoryview:
+    """Return a WRITE request cut down, in place, to its first `size` bytes of data."""
+    message = message[: WRITE_DATA + size]
+    _LENGTH.pack_into(message, 0, len(message))
+    _LENGTH.pack_into(message, _WRITE_SIZE_AT, size)
+    return message
 
 
 def tune_init(reply: bytearray | memoryview, max_background: int) -> None:

@@ -1,0 +1,318 @@
+"""The data lane against a pretended kernel: what it serves, hands over and forwards; grace and replacement.
+
+The kernel is the other end of a socket pair that keeps message boundaries, as /dev/fuse does.
+"""
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from mirrorfs import hot
+from mirrorfs.fs import lane, wire
+from mirrorfs.fs.lane import Gateway, Request
+
+CHUNK = 64 << 10
+SIZE = 8 * CHUNK
+NODE = 5
+
+
+class Kernel:
+    """Sends requests, receives replies, and holds what the gateway handed over."""
+
+    def __init__(self, near: socket.socket) -> None:
+        self.near = near
+        self.handed: list[Request] = []
+        self.taken: list[tuple[int, int, trio.Event]] = []
+        self.arrived = trio.Event()
+        self._unique = 0
+
+    def request(self, opcode: int, body: bytes, node: int = NODE) -> int:
+        self._unique += 2
+        length = wire.IN_HEADER.size + len(body)
+        header = wire.IN_HEADER.pack(length, opcode, self._unique, node, 0, 0, 0, 0, 0)
+        self.near.send(header + body)
+        return self._unique
+
+    def write(self, offset: int, data: bytes, flags: int = 0, node: int = NODE) -> int:
+        body = wire.WRITE_IN.pack(1, offset, len(data), 0, 0, flags, 0) + data
+        return self.request(wire.FUSE_WRITE, body, node)
+
+    def read(self, offset: int, size: int) -> int:
+        return self.request(wire.FUSE_READ, wire.READ_IN.pack(1, offset, size, 0, 0, 0, 0))
+
+    async def reply(self) -> tuple[int, int, bytes]:
+        """Return (unique, errno, body) of the next reply."""
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(self.near)
+        message = self.near.recv(2 << 20)
+        length, error, unique = wire.OUT_HEADER.unpack_from(message)
+        assert length == len(message)
+        return unique, -error, message[wire.OUT_HEADER.size :]
+
+    def handle(self, request: Request) -> None:
+        self.handed.append(request)
+        self.arrived.set()
+
+    async def next_handed(self) -> Request:
+        with trio.fail_after(10):
+            while not self.handed:
+                self.arrived = trio.Event()
+                await self.arrived.wait()
+        return self.handed.pop(0)
+
+
+@asynccontextmanager
+async def serving(table: hot.HotTable, **options: float) -> AsyncIterator[tuple[Kernel, Gateway]]:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (near, far):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        end.setblocking(False)
+    kernel = Kernel(near)
+    gateway = Gateway(
+        far.fileno(), kernel.handle, lambda *stuck: kernel.taken.append(stuck), lambda: None, **options
+    )
+    gateway.attach(NODE, table)
+    gateway.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gateway.watch)
+            yield kernel, gateway
+            nursery.cancel_scope.cancel()
+    finally:
+        gateway.close()
+        far.close()
+
+
+@pytest.fixture
+def legs(tmp_path: Path) -> list[int]:
+    descriptors = []
+    for name in ('a', 'b'):
+        fd = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(fd, SIZE)
+        descriptors.append(fd)
+    return descriptors
+
+
+def table_over(legs: list[int], flags: int = hot.READ | hot.WRITE) -> hot.HotTable:
+    table = hot.HotTable(SIZE, CHUNK)
+    table.targets = tuple((fd, 0, slot) for slot, fd in enumerate(legs))
+    table.homes = tuple((fd, 0, slot, 0) for slot, fd in enumerate(legs))
+    table.view()[:] = flags
+    return table
+
+
+async def test_a_hot_write_reaches_all_legs_and_is_answered_at_once(legs: list[int]) -> None:
+    table = table_over(legs)
+    async with serving(table) as (kernel, _):
+        unique = kernel.write(CHUNK + 5, b'hello')
+        assert await kernel.reply() == (unique, 0, wire.WRITE_REPLY.pack(0, 0, 0, 5, 0)[16:])
+        assert not kernel.handed
+    assert [os.pread(fd, 5, CHUNK + 5) for fd in legs] == [b'hello'] * 2
+    assert list(table.touched) == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert table.unflushed == 5
+
+
+async def test_a_hot_write_over_a_chunk_border_touches_both_chunks(legs: list[int]) -> None:
+    table = table_over(legs)
+    async with serving(table) as (kernel, _):
+        kernel.write(2 * CHUNK - 1, b'ab')
+        await kernel.reply()
+    assert list(table.touched) == [0, 1, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ('offset', 'size', 'flags', 'permission', 'why'),
+    [
+        (0, 10, 0, hot.READ, 'not marked'),
+        (0, 10, os.O_DSYNC, hot.READ | hot.WRITE, 'to be durable'),
+        (SIZE - 5, 10, 0, hot.READ | hot.WRITE, 'beyond the end'),
+        (1 << 62, 10, 0, hot.READ | hot.WRITE, 'far beyond the end'),
+        (0, 10, 0, hot.ZEROS, 'never written'),
+    ],
+)
+async def test_other_writes_are_handed_over_with_their_data(
+    legs: list[int], offset: int, size: int, flags: int, permission: int, why: str
+) -> None:
+    async with serving(table_over(legs, permission)) as (kernel, _):
+        unique = kernel.write(offset, b'x' * size, flags)
+        request = await kernel.next_handed()
+        assert (request.unique, request.opcode, request.offset) == (unique, wire.FUSE_WRITE, offset), why
+        assert bytes(request.data) == b'x' * size
+    assert os.pread(legs[0], 10, 0) == bytes(10)
+
+
+async def test_a_write_over_one_cold_chunk_is_handed_over_whole(legs: list[int]) -> None:
+    table = table_over(legs)
+    table.withdraw(1, 1)
+    async with serving(table) as (kernel, _):
+        kernel.write(CHUNK - 1, b'ab')
+        assert (await kernel.next_handed()).size == 2
+    assert os.pread(legs[0], 2, CHUNK - 1) == bytes(2)
+
+
+async def test_a_large_write_that_is_handed_over_keeps_its_data_while_others_come(legs: list[int]) -> None:
+    table = table_over(legs)
+    table.withdraw(0, 0)
+    async with serving(table) as (kernel, gateway):
+        large = os.urandom(CHUNK + 4096)
+        kernel.write(0, large)
+        request = await kernel.next_handed()
+        for _ in range(20):
+            kernel.write(3 * CHUNK, os.urandom(CHUNK))
+            await kernel.reply()
+        assert bytes(request.data) == large
+        gateway.give_back(request)
+
+
+async def test_reads_come_from_the_home_leg_and_from_nothing_where_never_written(legs: list[int]) -> None:
+    table = table_over(legs)
+    table.home_shift = 0
+    os.pwrite(legs[0], b'A' * SIZE, 0)
+    os.pwrite(legs[1], b'B' * SIZE, 0)
+    table.flags[3] = hot.ZEROS
+    async with serving(table) as (kernel, _):
+        for chunk, wanted in enumerate((b'A', b'B', b'A', b'\0', b'A')):
+            unique = kernel.read(chunk * CHUNK + 9, 100)
+            assert await kernel.reply() == (unique, 0, wanted * 100)
+        unique = kernel.read(CHUNK - 1, 2)  # two homes
+        assert (await kernel.next_handed()).unique == unique
+        unique = kernel.read(SIZE - 1, 2)  # short
+        assert (await kernel.next_handed()).unique == unique
+
+
+async def test_a_failing_leg_sends_the_request_to_trio_unanswered(legs: list[int]) -> None:
+    table = table_over(legs)
+    table.targets = (table.targets[0], (9999, 0, 1))
+    async with serving(table) as (kernel, _):
+        unique = kernel.write(0, b'data')
+        assert (await kernel.next_handed()).unique == unique
+
+
+async def test_fallocate_lseek_and_fsync_are_handed_over_with_their_fields(legs: list[int]) -> None:
+    async with serving(table_over(legs)) as (kernel, _):
+        kernel.request(wire.FUSE_FALLOCATE, wire.FALLOCATE_IN.pack(1, 4096, 8192, 3, 0) + bytes(16))
+        request = await kernel.next_handed()
+        assert (request.offset, request.size, request.flags) == (4096, 8192, 3)
+        kernel.request(wire.FUSE_LSEEK, wire.LSEEK_IN.pack(1, 777, os.SEEK_HOLE, 0) + bytes(16))
+        request = await kernel.next_handed()
+        assert (request.offset, request.flags) == (777, os.SEEK_HOLE)
+        kernel.request(wire.FUSE_FSYNC, wire.FSYNC_IN.pack(1, 1, 0) + bytes(24))
+        assert (await kernel.next_handed()).opcode == wire.FUSE_FSYNC
+
+
+async def test_everything_else_goes_whole_to_pyfuse3_and_its_reply_back(legs: list[int]) -> None:
+    async with serving(table_over(legs)) as (kernel, gateway):
+        unique = kernel.request(3, b'getattr body', node=1)
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(gateway.far)
+        message = gateway.far.recv(1 << 20)
+        assert message.endswith(b'getattr body')
+        gateway.far.send(wire.OUT_HEADER.pack(16, 0, unique))
+        assert await kernel.reply() == (unique, 0, b'')
+        kernel.request(wire.FUSE_INTERRUPT, bytes(8), node=0)
+        unique = kernel.write(0, bytes(lane.limits.CONTROL_WRITE_MAX + 5000), node=1)
+        assert (await kernel.reply())[:2] == (unique, errno.EFBIG)
+
+
+async def test_an_unexpected_error_answers_eio_and_the_lane_lives(
+    legs: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(table_over(legs)) as (kernel, gateway):
+
+        def fault(opcode: int) -> None:
+            raise ZeroDivisionError('planted')
+
+        gateway.fault = fault
+        unique = kernel.write(0, b'x')
+        assert (await kernel.reply())[:2] == (unique, errno.EIO)
+        gateway.fault = None
+        unique = kernel.write(0, b'x')
+        assert (await kernel.reply())[:2] == (unique, 0)
+    assert 'unexpected error in the data lane' in caplog.text
+
+
+class Stall:
+    """Makes os.pwrite to one descriptor wait until released."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fd: int) -> None:
+        self.inside, self.release = threading.Event(), threading.Event()
+        real = os.pwrite
+
+        def pwrite(to: int, data: memoryview, offset: int) -> int:
+            if to == fd and not self.release.is_set():
+                self.inside.set()
+                assert self.release.wait(20)
+            return real(to, data, offset)
+
+        monkeypatch.setattr(os, 'pwrite', pwrite)
+
+    async def entered(self) -> None:
+        assert await trio.to_thread.run_sync(self.inside.wait, 10)
+
+
+async def test_settle_waits_for_the_request_under_way(
+    legs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_over(legs)
+    stall = Stall(monkeypatch, legs[1])
+    async with serving(table, stuck_seconds=60) as (kernel, _):
+        kernel.write(0, b'first')
+        await stall.entered()
+        table.withdraw(0, 7)
+        with trio.move_on_after(0.2) as early:
+            await table.settle()
+        assert early.cancelled_caught, 'settled while the lane was between two legs'
+        stall.release.set()
+        with trio.fail_after(10):
+            await table.settle()
+        assert os.pread(legs[1], 5, 0) == b'first'
+
+
+async def test_a_stuck_lane_is_replaced_and_its_request_taken_over(
+    legs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, other = table_over(legs), table_over([legs[0]])
+    stall = Stall(monkeypatch, legs[1])
+    async with serving(table, stuck_seconds=0.2) as (kernel, gateway):
+        gateway.attach(NODE + 1, other)
+        unique = kernel.write(0, b'stuck')
+        await stall.entered()
+        request = await kernel.next_handed()
+        assert (request.unique, request.stuck, bytes(request.data)) == (unique, 1, b'stuck')
+        (node, slot, returned) = kernel.taken[0]
+        assert (node, slot) == (NODE, 1)
+        for turn in range(5):  # another volume goes on meanwhile
+            unique = kernel.write(CHUNK * turn, b'other', node=NODE + 1)
+            assert (await kernel.reply())[:2] == (unique, 0)
+        assert not returned.is_set()
+        stall.release.set()
+        with trio.fail_after(10):
+            await returned.wait()
+        assert gateway.superseded == 1
+        assert bytes(request.data) == b'stuck'
+        gateway.give_back(request)
+        assert gateway.fresh_buffer() is not request.data.obj, 'a buffer that a stuck lane used was given out'  # type: ignore[union-attr]
+
+
+async def test_a_superseded_lane_writes_to_no_further_leg(
+    legs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_over(legs)
+    stall = Stall(monkeypatch, legs[0])
+    async with serving(table, stuck_seconds=0.2) as (kernel, _):
+        kernel.write(0, b'late')
+        await stall.entered()
+        request = await kernel.next_handed()
+        assert request.stuck == 0
+        stall.release.set()
+        with trio.fail_after(10):
+            assert request.returned is not None
+            await request.returned.wait()
+        assert os.pread(legs[1], 4, 0) == bytes(4)
