@@ -79,10 +79,10 @@ class Mounted:
         except PermissionError:
             message = 'only root and who mounted the pool may change it'
             raise Refused(errno.EACCES, message) from None
-        with open(fd, 'wb', buffering=0) as file, open(self.control / 'events', 'rb', buffering=0) as events:
+        with open(fd, 'wb', buffering=0) as into, open(self.control / 'events', 'rb', buffering=0) as events:
             events.read()
             try:
-                file.write((shlex.join(words) + '\n').encode())
+                into.write((shlex.join(words) + '\n').encode())
             except OSError as error:
                 reason = _reason(events.read()) or error.strerror
                 raise Refused(error.errno or errno.EIO, f'{reason}') from None

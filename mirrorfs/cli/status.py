@@ -63,15 +63,15 @@ def status(pool: str, name: str | None, as_json: bool) -> None:
     click.echo(f'pool {target.directory.path}, {where}')
     for volume in volumes:
         click.echo()
-        for line in _lines(volume):
+        for line in _lines(volume, str(target.directory.path)):
             click.echo(line)
 
 
-def _lines(volume: dict[str, Any]) -> list[str]:
+def _lines(volume: dict[str, Any], pool: str) -> list[str]:
     lines = [f'volume: {volume["name"]}', f' state: {_state(volume)}']
     if volume.get('refusal') or volume.get('broken'):
         lines.append(f'   why: {volume.get("refusal") or volume["broken"]}')
-    action = _action(volume)
+    action = _action(volume, pool)
     if action:
         lines.append(f'action: {action}')
     if 'size' in volume:
@@ -94,15 +94,17 @@ def _state(volume: dict[str, Any]) -> str:
     return str(state)
 
 
-def _action(volume: dict[str, Any]) -> str:
+def _action(volume: dict[str, Any], pool: str) -> str:
     """Return what to do next, where something is wrong."""
     name = volume['name']
+    if volume.get('refusal'):
+        return ''
     for leg in volume.get('legs', []):
         if leg['state'] in ('faulty', 'missing', 'removed') and volume.get('degraded'):
-            back = f'mirrorfs re-add POOL {name} {leg["slot"]}'
-            return f'{back}, or with a new leg: mirrorfs add POOL {name} PATH'
+            back = f'mirrorfs re-add {pool} {name} {leg["slot"]}'
+            return f'{back}, or with a new leg: mirrorfs add {pool} {name} PATH'
     if volume.get('degraded') and not volume.get('sync'):
-        return f'add a leg: mirrorfs add POOL {name} PATH'
+        return f'add a leg: mirrorfs add {pool} {name} PATH'
     return ''
 
 

@@ -5,6 +5,7 @@ A refused verb raises Refused and has changed nothing.  Verbs of one volume go o
 
 import errno
 import os
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -86,53 +87,68 @@ class Admin:
 
         EEXIST for a foreign signature without `force`, ENOSPC if too small, EBUSY if in use or full.
         """
+        await self._in_turn(lambda: self._add(path, force))
+
+    async def _in_turn(self, join: Callable[[], Awaitable[None]]) -> None:
+        """Let a leg join; anew where legs were expelled, or recovered, by themselves meanwhile."""
         async with self._turn:
-            record = self._volume.record
-            slot = membership.free_slot(record)
-            members = sum(1 for _ in record.where(LegState.IN_SYNC, LegState.SPARE))
-            if slot is None or members >= limits.LEGS_MAX:
-                raise Refused(errno.EBUSY, f'{self._volume.name} has {members} legs; it can have no more')
-            path = os.path.abspath(path)
-            layout = wibm.new_layout(record.size, record.chunk_size)
-            needed = layout.data_offset + record.size
-            leg, created = await self._opener.open(path, create_size=needed)
-            try:
-                old = None if created or force else await self._own_slot(leg)
-                if old is not None:
-                    await self._take_back(old, leg)
+            for others in reversed(range(limits.SLOTS)):
+                try:
+                    await join()
                     return
-                await check_new_leg(self._opener, leg, created, needed, force=force)
-                identity = self._volume.keeper.new_uuid()
-                zeroed = await leg.erase(layout.data_offset, record.size)
-                await self._volume.keeper.open_session()
-                joined = membership.join(self._volume.record, slot, identity, path)
-                await self._join(slot, leg, layout, joined, zeroed=zeroed)
-            except BaseException:
-                if self._volume.keeper.members.get(slot) is None:
-                    leg.close()
-                    if created:
-                        await self._opener.discard_new(leg)
-                raise
+                except Refused as refusal:
+                    if refusal.errno != errno.EAGAIN or not others:
+                        raise
+
+    async def _add(self, path: str, force: bool) -> None:
+        record = self._volume.record
+        slot = membership.free_slot(record)
+        members = sum(1 for _ in record.where(LegState.IN_SYNC, LegState.SPARE))
+        if slot is None or members >= limits.LEGS_MAX:
+            raise Refused(errno.EBUSY, f'{self._volume.name} has {members} legs; it can have no more')
+        path = os.path.abspath(path)
+        layout = wibm.new_layout(record.size, record.chunk_size)
+        needed = layout.data_offset + record.size
+        leg, created = await self._opener.open(path, create_size=needed)
+        try:
+            old = None if created or force else await self._own_slot(leg)
+            if old is not None:
+                await self._take_back(old, leg)
+                return
+            await check_new_leg(self._opener, leg, created, needed, force=force)
+            identity = self._volume.keeper.new_uuid()
+            zeroed = await leg.erase(layout.data_offset, record.size)
+            await self._volume.keeper.open_session()
+            joined = membership.join(self._volume.record, slot, identity, path)
+            await self._join(slot, leg, layout, joined, zeroed=zeroed)
+        except BaseException:
+            if self._volume.keeper.members.get(slot) is None:
+                leg.close()
+                if created:
+                    await self._opener.discard_new(leg)
+            raise
 
     async def re_add(self, word: str) -> None:
         """Take back a leg that left, or all for `missing`; copies what changed meanwhile where known."""
         if word == 'missing':
             await self._re_add_missing()
             return
-        async with self._turn:
-            slot = self.find(word)
-            await self._volume.keeper.open_session()
-            state = self._volume.record.slots[slot].state
-            if not state.is_stale:
-                raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state.word} already')
-            await self._await_quarantine(slot)
-            leg, _ = await self._opener.open(self._volume.record.slots[slot].path)
-            try:
-                await self._take_back(slot, leg)
-            except BaseException:
-                if self._volume.keeper.members.get(slot) is None:
-                    leg.close()
-                raise
+        await self._in_turn(lambda: self._re_add(word))
+
+    async def _re_add(self, word: str) -> None:
+        slot = self.find(word)
+        await self._volume.keeper.open_session()
+        state = self._volume.record.slots[slot].state
+        if not state.is_stale:
+            raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state.word} already')
+        await self._await_quarantine(slot)
+        leg, _ = await self._opener.open(self._volume.record.slots[slot].path)
+        try:
+            await self._take_back(slot, leg)
+        except BaseException:
+            if self._volume.keeper.members.get(slot) is None:
+                leg.close()
+            raise
 
     async def _re_add_missing(self) -> None:
         record = self._volume.record

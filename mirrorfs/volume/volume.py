@@ -325,7 +325,7 @@ class Volume:
         """Copy a range, held exclusively, from an in-sync leg to `target`, or to all others for None.
 
         Returns the bytes copied.  Targets that fail are expelled, durably.  Raises OSError where no in-sync
-        leg can be read.
+        leg can be read, or where there is no room to make them equal from any of them.
         """
         sources = sorted(self.keeper.in_sync, key=lambda slot: slot != preferred)
         error: OSError = LegError(errno.EIO, 'no leg is in sync')
@@ -343,8 +343,9 @@ class Volume:
             for member in targets:
                 member.write_errors += member.slot in failures
             self.counters.unflushed += copied
-            # The source may have been expelled meanwhile: then a target may be the last leg in sync.
-            verdict = judge(self.members, self.keeper.in_sync, failures, shared_full=False)
+            # The source may have been expelled meanwhile: then a target may be the last leg in sync.  Where a
+            # filesystem that legs share is full, what another leg holds may take less room.
+            verdict = judge(self.members, self.keeper.in_sync, failures, shared_full=target is None)
             if verdict.error:
                 error = verdict.error
                 continue
