@@ -139,13 +139,21 @@ class PoolDirectory:
             raise Refused(error.errno or errno.EIO, message) from None
 
     def require(self) -> None:
-        """Raise Refused(ENOENT) unless this is a pool."""
-        if not self.exists():
+        """Raise Refused: ENOENT unless this is a pool, EACCES where that cannot be seen."""
+        try:
+            there = self.exists()
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f'{self.path}: {error.strerror}') from None
+        if not there:
             raise Refused(errno.ENOENT, f'{self.path} is no pool (it has no {_MARK})')
 
     def lock(self) -> None:
-        """Hold the pool for this process.  Raises Refused(EBUSY) with the holder's name."""
-        fd = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Hold the pool for this process.  Raises Refused: EBUSY with the holder's name, EACCES."""
+        try:
+            fd = os.open(self.path / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            message = f'{self.path / "lock"} cannot be opened: {error.strerror}'
+            raise Refused(error.errno or errno.EIO, message) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -340,6 +348,7 @@ class Pool:
         """Say what is wrong with the legs at hand; re-add those that were merely away."""
         assert entry.started and entry.admin
         plan, volume = entry.started.plan, entry.started.volume
+        volume.warn_of_shared_filesystem()
         for slot, reason in plan.stale.items():
             self.events.emit('StaleLeg', entry.name, volume.record.slots[slot].path, f'slot {slot} {reason}')
         for slot in volume.keeper.absent:

@@ -129,8 +129,14 @@ async def _fill(record: VolumeRecord, image: str) -> VolumeRecord:
             leg, _ = await opener.open(slot.path)
             sup, copy = await read_super(leg)
             found[sup.slot] = Found(leg, sup, copy)
-    started = await start(record, found, _NotYet(), lambda *words: None, Settings())
     failures: list[OSError] = []
+    lost: list[str] = []
+
+    def note(word: str, volume: str = '', device: str = '', text: str = '') -> None:
+        if word == 'Fail':
+            lost.append(f'{device} {text}')
+
+    started = await start(record, found, _NotYet(), note, Settings())
 
     async def copy_all(started: Started, nursery: trio.Nursery) -> None:
         with Meter(f'copying {image}', os.stat(image).st_size) as meter:
@@ -150,7 +156,7 @@ async def _fill(record: VolumeRecord, image: str) -> VolumeRecord:
     if failures:
         raise failures[0]
     if started.volume.record.degraded > record.degraded:
-        raise Refused(errno.EIO, 'a leg failed while the image was copied in')
+        raise Refused(errno.EIO, f'a leg failed while the image was copied in: {"; ".join(lost)}')
     return started.volume.record
 
 

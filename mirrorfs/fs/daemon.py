@@ -181,7 +181,11 @@ def _background_log(pool: str) -> logging.Handler:
     """Return where a daemon in the background logs: syslog, else a file of bounded size in the pool."""
     if os.path.exists('/dev/log'):
         return logging.handlers.SysLogHandler('/dev/log')
-    return logging.handlers.RotatingFileHandler(Path(pool) / 'log', maxBytes=1 << 20, backupCount=1)
+    file = Path(pool) / 'log'
+    try:
+        return logging.handlers.RotatingFileHandler(file, maxBytes=1 << 20, backupCount=1)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f'cannot log to {file}: {error.strerror}') from None
 
 
 def run_in_foreground(pool: str, mountpoint: str, options: mounting.Options) -> int:
@@ -205,6 +209,7 @@ def run_in_background(pool: str, mountpoint: str, options: mounting.Options) -> 
     os.setsid()
     code = EXIT_SYSTEM
     try:
+        PoolDirectory(pool).require()  # before a log is begun in what is none
         _log_to(_background_log(pool), options.debug)
         null = os.open(os.devnull, os.O_RDWR)
 

@@ -58,9 +58,8 @@ class Images:
         """See `mirrorfs.fs.lane.Taken`."""
         entry = self._nodes.get(node)
         if entry and entry.started:
-            volume = entry.started.volume
-            volume.hot.withdraw(0, len(volume.log) - 1)
-            self._nursery.start_soon(volume.lane_stuck, slot, returned)
+            # Known before any other task runs, and before the fresh lane begins.
+            self._nursery.start_soon(entry.started.volume.lane_stuck(slot, returned))
 
     async def _answer(self, request: Request) -> None:
         error, body = errno.EIO, b''

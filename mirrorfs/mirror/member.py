@@ -28,8 +28,8 @@ class Member:
         self.page_copies: npt.NDArray[np.uint8] = np.ones(pages, np.uint8)
         """The current copy of each log page (uint8 [pages]); the next write goes to the other one."""
         self.super_copy = 1
-        self.stuck: trio.Event | None = None
-        """Set when the call of a superseded lane has come back; until then no data may overtake it."""
+        self.stuck: list[trio.Event] = []
+        """One for each call of a superseded lane, set when it has come back: no data may overtake them."""
         self.read_errors = 0
         self.write_errors = 0
 
@@ -46,14 +46,16 @@ class Member:
         return await self.leg.read(self.layout.data_offset + offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
-        if self.stuck is not None:
-            await self.stuck.wait()
+        await self._let_stuck_calls_return()
         await self.leg.write(self.layout.data_offset + offset, data)
 
     async def zero(self, offset: int, length: int) -> None:
-        if self.stuck is not None:
-            await self.stuck.wait()
+        await self._let_stuck_calls_return()
         await self.leg.zero(self.layout.data_offset + offset, length)
+
+    async def _let_stuck_calls_return(self) -> None:
+        while self.stuck:
+            await self.stuck[-1].wait()
 
     async def allocate(self, offset: int, length: int) -> None:
         await self.leg.allocate(self.layout.data_offset + offset, length)

@@ -50,6 +50,13 @@ class Model:
         other.writes = [[twins[id(write)] for write in history] for history in self.writes]
         return other
 
+    def grow(self, blocks: int) -> None:
+        """There may be more blocks from now on; they hold zeros."""
+        now = self.tick()
+        for block in range(self.blocks, blocks):
+            self.writes.append([Write(0, range(block, block + 1), now, now, True)])
+        self.blocks = max(self.blocks, blocks)
+
     def tick(self) -> int:
         self._now += 1
         return self._now

@@ -137,9 +137,8 @@ class Admin:
 
     async def _re_add(self, word: str) -> None:
         slot = self.find(word)
-        await self._volume.keeper.open_session()
-        state = self._volume.record.slots[slot].state
-        if not state.is_stale:
+        if slot in self._volume.keeper.members:
+            state = self._volume.record.slots[slot].state
             raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state.word} already')
         await self._await_quarantine(slot)
         leg, _ = await self._opener.open(self._volume.record.slots[slot].path)

@@ -13,6 +13,7 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
+import functools
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -63,6 +64,7 @@ class Volume:
         self._full_source: dict[int, int] = {}
         """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
         self._reopen_wanted = trio.Event()
+        self._growing = trio.Lock()
 
     # What the volume is
 
@@ -130,7 +132,7 @@ class Volume:
 
     def _lane_may_write(self) -> bool:
         keeper = self.keeper
-        stuck = any(member.stuck is not None for member in keeper.members.values())
+        stuck = any(member.stuck for member in keeper.members.values())
         return bool(keeper.session and self.hot.targets and not (keeper.unrecorded or self.broken or stuck))
 
     def _marks(self) -> int:
@@ -151,6 +153,12 @@ class Volume:
         if self.record.degraded:
             self.emit('DegradedArray', self.name)
 
+    def warn_of_shared_filesystem(self) -> None:
+        """Say so if one dead disk would take several legs."""
+        shared = [member for member in self.members if member.leg.sharing is not None]
+        if len({member.leg.sharing for member in shared}) < len(shared):
+            self.emit('Warning', self.name, '', 'legs are on the same filesystem; one dead disk takes both')
+
     def publish(self) -> None:
         """Tell the lane which legs there are: all members to write, those in sync to read."""
         members = self.keeper.members
@@ -160,19 +168,23 @@ class Volume:
         homes = (lane_legs[slot] for slot in self.keeper.in_sync)
         self.hot.homes = tuple((*leg, nowait_flag(leg[0])) for leg in homes if leg) if usable else ()
 
-    async def lane_stuck(
-        self, slot: int, returned: trio.Event
-    ) -> None:
-        """A lane is stuck in a call on a leg: until that returns, nothing goes around the slow path."""
+    def lane_stuck(self, slot: int, returned: trio.Event) -> Callable[[], Awaitable[None]]:
+        """A lane is stuck in a call on a leg: until that returns, nothing goes around the slow path.
+
+        Return what waits for that.  There can be several such lanes, one after another, on one leg.
+        """
         self.hot.withdraw(0, len(self.log) - 1)
         member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
         if member is None or not isinstance(member.leg, FileLeg):
-            return
-        member.stuck = returned
+            return returned.wait
+        member.stuck.append(returned)
         member.leg.lane_calls += 1
+        return functools.partial(self._lane_returns, member, member.leg, returned)
+
+    async def _lane_returns(self, member: Member, leg: FileLeg, returned: trio.Event) -> None:
         await returned.wait()
-        member.stuck = None
-        member.leg.lane_returned()
+        member.stuck.remove(returned)
+        leg.lane_returned()
         self.offer(0, len(self.log) - 1)
 
     async def keep_lane_open(self) -> None:
@@ -486,6 +498,10 @@ class Volume:
 
     async def grow(self, size: int) -> None:
         """Make the volume larger while it is in use.  Raises Refused (EINVAL, ENOSPC), OSError."""
+        async with self._growing:
+            await self._grow(size)
+
+    async def _grow(self, size: int) -> None:
         record = self.record
         if size % limits.SECTOR:
             raise Refused(errno.EINVAL, f'{size} is not a multiple of {limits.SECTOR} bytes')
@@ -515,11 +531,15 @@ class Volume:
             for member in members:
                 fresh = np.ones(pages - len(member.page_copies), np.uint8)
                 member.page_copies = np.concatenate((member.page_copies, fresh))
-            self.log.grow(chunks, state)
+            # Both tables together: who offers chunks meanwhile counts on them being of one length.
+            if chunks > len(self.log):  # else an attempt before this one failed to commit
+                self.hot.grow(size)
+                self.hot.size = record.size
+                self.log.grow(chunks, state)
             await self.keeper.commit()  # pages first: a superblock with the new size must find them
             self.keeper.record = self.keeper.record.but(size=size, events=self.keeper.record.events + 1)
             await self.keeper.commit()
-            self.hot.grow(size)
+            self.hot.size = size
         self.offer(0, chunks - 1)
         self.emit('Grow', self.name, '', f'{record.size} -> {size} bytes')
 
