@@ -206,7 +206,7 @@ def test_two_lanes_stuck_on_one_leg(tmp_path: Path) -> None:
             images.gateway = SimpleNamespace(attach=lambda node, table: None)  # type: ignore[assignment]
             images.attach(Entry(record, 'x', started), 7)
             images.lane_stuck(7, 1, first)
-            volume.offer(0, 1)  # as a write that ends just now does
+            volume.gate.offer(0, 1)  # as a write that ends just now does
             assert not volume.hot.flags[0] & hot.WRITE
             images.lane_stuck(7, 1, second)
             await trio.testing.wait_all_tasks_blocked()

@@ -59,7 +59,7 @@ class Images:
         entry = self._nodes.get(node)
         if entry and entry.started:
             # Known before any other task runs, and before the fresh lane begins.
-            self._nursery.start_soon(entry.started.volume.lane_stuck(slot, returned))
+            self._nursery.start_soon(entry.started.volume.gate.lane_stuck(slot, returned))
 
     async def _answer(self, request: Request) -> None:
         error, body = errno.EIO, b''

@@ -106,6 +106,13 @@ class Keeper:
         """Whether membership has changed and that is not durable yet."""
         return self._recorded.events != self.record.events
 
+    @property
+    def marks(self) -> int:
+        """The flags that a chunk must durably have before it is written."""
+        if not self.record.logged:
+            return 0
+        return DIRTY | MODIFIED if membership.absentees_tracked(self.record) else DIRTY
+
     async def commit(self) -> None:
         """Return when all that is wanted now is durable on every member and in the pool.
 

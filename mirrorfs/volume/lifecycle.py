@@ -66,7 +66,9 @@ class Started:
                 failure = error
                 nursery.cancel_scope.cancel()
             else:
-                nursery.start_soon(volume.keep_lane_open)
+                nursery.start_soon(
+                    volume.gate.keep_open, lambda text: volume.emit('Error', volume.name, '', text)
+                )
                 nursery.start_soon(self.clearer.run)
                 nursery.start_soon(self.clearer.bound_unflushed)
                 nursery.start_soon(self.rebuilder.run)
@@ -79,8 +81,8 @@ class Started:
         if self._store_first:
             await volume.keeper.open_session()
             await volume.keeper.settle()
-        volume.publish()
-        volume.offer(0, len(volume.log) - 1)
+        volume.gate.publish()
+        volume.gate.offer_all()
 
     async def stop(self) -> None:
         """Flush, clear the log and say so on the legs.  `run` must still be running; cancel it after.
@@ -144,7 +146,7 @@ async def start(
     active = any(found[slot].sup.record.active for slot in members)
     differ = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active)
     volume = Volume(plan.record, log, emit)
-    volume.keeper = Keeper(
+    volume.keeper = volume.gate.keeper = Keeper(
         plan.record,
         [members[slot] for slot in sorted(members)],
         absent,

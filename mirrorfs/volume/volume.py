@@ -13,8 +13,6 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
-import functools
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -22,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
-from mirrorfs import hot, limits
+from mirrorfs import limits
 from mirrorfs.errors import LegError, LegTimeout, Refused
+from mirrorfs.hot import HotTable
 from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.lookahead import Lookahead
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Buffer
-from mirrorfs.leg.file import FileLeg
 from mirrorfs.locks import ChunkLocks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
@@ -38,6 +36,7 @@ from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
 from mirrorfs.volume.counters import Counters
+from mirrorfs.volume.gate import LaneGate
 
 Operation = Callable[[Member], Awaitable[None]]
 Emit = Callable[..., None]
@@ -52,7 +51,8 @@ class Volume:
     def __init__(self, record: VolumeRecord, log: IntentLog, emit: Emit) -> None:
         self.log = log
         self.locks = ChunkLocks()
-        self.hot = hot.HotTable(record.size, record.chunk_size)
+        self.hot = HotTable(record.size, record.chunk_size)
+        self.gate = LaneGate(self.hot, log, self.locks, lambda: not self.broken)
         self.lookahead = Lookahead()
         self.counters = Counters()
         self.emit = emit
@@ -63,7 +63,6 @@ class Volume:
         self._shift = record.chunk_size.bit_length() - 1
         self._full_source: dict[int, int] = {}
         """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
-        self._reopen_wanted = trio.Event()
         self._growing = trio.Lock()
 
     # What the volume is
@@ -99,53 +98,11 @@ class Volume:
                 await self.hot.settle()
                 yield
         finally:
-            self.offer(first, last)
-
-    def offer(self, first: int, last: int) -> None:
-        """Give the lane what it may have of chunks first..last: nothing that someone holds exclusively."""
-        if first == last:
-            if not self.locks.is_exclusive(first):
-                wanted, durable = int(self.log.states[first]), int(self.log.durable[first])
-                self.hot.flags[first] = self._permission(wanted, durable)
-            return
-        wanted_all = self.log.states[first : last + 1]
-        durable_all = self.log.durable[first : last + 1]
-        flags = np.where(wanted_all & np.uint8(UNWRITTEN), np.uint8(hot.ZEROS), np.uint8(hot.READ))
-        if self._lane_may_write():
-            marks = np.uint8(self._marks())
-            marked = (wanted_all & durable_all & marks) == marks
-            flags[marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)] |= np.uint8(hot.WRITE)
-        flags[(wanted_all & np.uint8(NEEDS_RESYNC)) != 0] = 0
-        for low, high in self.locks.exclusive_ranges():
-            flags[max(0, low - first) : max(0, high + 1 - first)] = 0
-        self.hot.view()[first : last + 1] = flags
-
-    def _permission(self, wanted: int, durable: int) -> int:
-        """Return the hot flags for one chunk, as `offer` computes them for many."""
-        if wanted & NEEDS_RESYNC:
-            return 0
-        if wanted & UNWRITTEN:
-            return hot.ZEROS
-        marks = self._marks()
-        ready = wanted & durable & marks == marks and not durable & UNWRITTEN
-        return hot.READ | hot.WRITE if ready and self._lane_may_write() else hot.READ
-
-    def _lane_may_write(self) -> bool:
-        keeper = self.keeper
-        stuck = any(member.stuck for member in keeper.members.values())
-        return bool(keeper.session and self.hot.targets and not (keeper.unrecorded or self.broken or stuck))
-
-    def _marks(self) -> int:
-        """Return the flags that a chunk must durably have before it is written."""
-        if not self.record.logged:
-            return 0
-        return DIRTY | MODIFIED if membership.absentees_tracked(self.record) else DIRTY
+            self.gate.offer(first, last)
 
     def legs_changing(self) -> None:
         """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
-        self.hot.withdraw_writes()
-        self.publish()
-        self._reopen_wanted.set()
+        self.gate.legs_changing()
         self.work.set()
 
     def leg_expelled(self, slot: int, path: str, reason: str) -> None:
@@ -158,51 +115,6 @@ class Volume:
         shared = [member for member in self.members if member.leg.sharing is not None]
         if len({member.leg.sharing for member in shared}) < len(shared):
             self.emit('Warning', self.name, '', 'legs are on the same filesystem; one dead disk takes both')
-
-    def publish(self) -> None:
-        """Tell the lane which legs there are: all members to write, those in sync to read."""
-        members = self.keeper.members
-        lane_legs = {slot: lane_leg(member) for slot, member in members.items()}
-        usable = all(leg is not None for leg in lane_legs.values())
-        self.hot.targets = tuple(lane_legs.values()) if usable else ()
-        homes = (lane_legs[slot] for slot in self.keeper.in_sync)
-        self.hot.homes = tuple((*leg, nowait_flag(leg[0])) for leg in homes if leg) if usable else ()
-
-    def lane_stuck(self, slot: int, returned: trio.Event) -> Callable[[], Awaitable[None]]:
-        """A lane is stuck in a call on a leg: until that returns, nothing goes around the slow path.
-
-        Return what waits for that.  There can be several such lanes, one after another, on one leg.
-        """
-        self.hot.withdraw(0, len(self.log) - 1)
-        member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
-        if member is None or not isinstance(member.leg, FileLeg):
-            return returned.wait
-        member.stuck.append(returned)
-        member.leg.lane_calls += 1
-        return functools.partial(self._lane_returns, member, member.leg, returned)
-
-    async def _lane_returns(self, member: Member, leg: FileLeg, returned: trio.Event) -> None:
-        await returned.wait()
-        member.stuck.remove(returned)
-        leg.lane_returned()
-        self.offer(0, len(self.log) - 1)
-
-    async def keep_lane_open(self) -> None:
-        """After each change of members: let go of legs that left, then give chunks to the lane again."""
-        while True:
-            await self._reopen_wanted.wait()
-            self._reopen_wanted = trio.Event()
-            await self.hot.settle()
-            for member in self.keeper.quarantine.values():
-                member.leg.close()
-            try:
-                await self.keeper.settle()
-            except OSError as error:
-                self.emit('Error', self.name, '', f'cannot record a change of legs: {error}')
-                await trio.sleep(1)
-                self._reopen_wanted.set()
-                continue
-            self.offer(0, len(self.log) - 1)
 
     # Writing
 
@@ -233,8 +145,8 @@ class Volume:
         await self.make_equal(first, last)
         await self._zero_garbage(first, last)
         end = last
-        while not self.log.is_durable(first, last, set_=self._marks(), clear=UNWRITTEN):
-            marks = self._marks()
+        while not self.log.is_durable(first, last, set_=self.keeper.marks, clear=UNWRITTEN):
+            marks = self.keeper.marks
             self.log.update(first, last, set_=marks, clear=UNWRITTEN | UNZEROED)
             if marks == DIRTY and end == last:
                 end = self.lookahead.ahead(first, last, len(self.log))
@@ -242,7 +154,7 @@ class Volume:
                     self.log.update(last + 1, end, set_=DIRTY)
             await self.keeper.commit()
         if end > last:
-            self.offer(last + 1, end)
+            self.gate.offer(last + 1, end)
 
     async def _zero_garbage(self, first: int, last: int) -> None:
         """First write to chunks whose medium may hold anything: zeros, durably, before they count."""
@@ -540,30 +452,13 @@ class Volume:
             self.keeper.record = self.keeper.record.but(size=size, events=self.keeper.record.events + 1)
             await self.keeper.commit()
             self.hot.size = size
-        self.offer(0, chunks - 1)
+        self.gate.offer(0, chunks - 1)
         self.emit('Grow', self.name, '', f'{record.size} -> {size} bytes')
 
 
 def zeroing(offset: int, length: int) -> Operation:
     """Return the operation that zeroes a range on a member."""
     return lambda member: member.zero(offset, length)
-
-
-def nowait_flag(fd: int) -> int:
-    """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
-    try:
-        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        pass
-    except OSError:
-        return 0
-    return os.RWF_NOWAIT
-
-
-def lane_leg(member: Member) -> tuple[int, int, int] | None:
-    """Return a member as the lane wants it (descriptor, data offset, slot), or None if trio alone can."""
-    fd = getattr(member.leg, 'fd', None)
-    return None if fd is None else (fd, member.layout.data_offset, member.slot)
 
 
 def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:

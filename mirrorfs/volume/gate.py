@@ -1,0 +1,144 @@
+"""What the data lane may have of one volume: the hot table's only writer (`mirrorfs.hot`).
+
+The lane may write a chunk around the slow path when everything that a write needs is durable already: its
+marks, and who the legs are; and when nobody holds the chunk and no leg has a lane's call pending.
+"""
+
+import functools
+import os
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import trio
+
+from mirrorfs import hot
+from mirrorfs.intent.log import IntentLog
+from mirrorfs.intent.states import NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.leg.file import FileLeg
+from mirrorfs.locks import ChunkLocks
+from mirrorfs.mirror.keeper import Keeper
+from mirrorfs.mirror.member import Member
+
+RETRY = 1.0
+"""Seconds between tries to record a change of legs."""
+
+
+class LaneGate:
+    """Offers chunks to the lane, and what it must know of the legs.  `healthy`: whether writes are taken."""
+
+    keeper: Keeper
+
+    def __init__(
+        self, table: hot.HotTable, log: IntentLog, locks: ChunkLocks, healthy: Callable[[], bool]
+    ) -> None:
+        self._table = table
+        self._log = log
+        self._locks = locks
+        self._healthy = healthy
+        self._changed = trio.Event()
+
+    def offer(self, first: int, last: int) -> None:
+        """Give the lane what it may have of chunks first..last: nothing that someone holds exclusively."""
+        if first == last:
+            if not self._locks.is_exclusive(first):
+                wanted, durable = int(self._log.states[first]), int(self._log.durable[first])
+                self._table.flags[first] = self._permission(wanted, durable)
+            return
+        wanted_all = self._log.states[first : last + 1]
+        durable_all = self._log.durable[first : last + 1]
+        flags = np.where(wanted_all & np.uint8(UNWRITTEN), np.uint8(hot.ZEROS), np.uint8(hot.READ))
+        if self._may_write():
+            marks = np.uint8(self.keeper.marks)
+            marked = (wanted_all & durable_all & marks) == marks
+            flags[marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)] |= np.uint8(hot.WRITE)
+        flags[(wanted_all & np.uint8(NEEDS_RESYNC)) != 0] = 0
+        for low, high in self._locks.exclusive_ranges():
+            flags[max(0, low - first) : max(0, high + 1 - first)] = 0
+        self._table.view()[first : last + 1] = flags
+
+    def offer_all(self) -> None:
+        self.offer(0, len(self._log) - 1)
+
+    def _permission(self, wanted: int, durable: int) -> int:
+        """Return the flags for one chunk, as `offer` computes them for many."""
+        if wanted & NEEDS_RESYNC:
+            return 0
+        if wanted & UNWRITTEN:
+            return hot.ZEROS
+        marks = self.keeper.marks
+        ready = wanted & durable & marks == marks and not durable & UNWRITTEN
+        return hot.READ | hot.WRITE if ready and self._may_write() else hot.READ
+
+    def _may_write(self) -> bool:
+        keeper = self.keeper
+        stuck = any(member.stuck for member in keeper.members.values())
+        closed = keeper.unrecorded or stuck or not self._healthy()
+        return bool(keeper.session and self._table.targets and not closed)
+
+    def publish(self) -> None:
+        """Tell the lane which legs there are: all members to write, those in sync to read."""
+        members = self.keeper.members
+        legs = {slot: _lane_leg(member) for slot, member in members.items()}
+        usable = all(leg is not None for leg in legs.values())
+        self._table.targets = tuple(legs.values()) if usable else ()
+        homes = (legs[slot] for slot in self.keeper.in_sync)
+        self._table.homes = tuple((*leg, _nowait_flag(leg[0])) for leg in homes if leg) if usable else ()
+
+    def legs_changing(self) -> None:
+        """The members changed: no writes by the lane until that is durable (`keep_open` sees to it)."""
+        self._table.withdraw_writes()
+        self.publish()
+        self._changed.set()
+
+    async def keep_open(self, complain: Callable[[str], None]) -> None:
+        """After each change of members: let go of legs that left, then give chunks to the lane again."""
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            await self._table.settle()
+            for member in self.keeper.quarantine.values():
+                member.leg.close()
+            try:
+                await self.keeper.settle()
+            except OSError as error:
+                complain(f'cannot record a change of legs: {error}')
+                await trio.sleep(RETRY)
+                self._changed.set()
+                continue
+            self.offer_all()
+
+    def lane_stuck(self, slot: int, returned: trio.Event) -> Callable[[], Awaitable[None]]:
+        """A lane is stuck in a call on a leg: until that returns, nothing goes around the slow path.
+
+        Return what waits for that.  There can be several such lanes, one after another, on one leg.
+        """
+        self._table.withdraw(0, len(self._log) - 1)
+        member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
+        if member is None or not isinstance(member.leg, FileLeg):
+            return returned.wait
+        member.stuck.append(returned)
+        member.leg.lane_calls += 1
+        return functools.partial(self._lane_returns, member, member.leg, returned)
+
+    async def _lane_returns(self, member: Member, leg: FileLeg, returned: trio.Event) -> None:
+        await returned.wait()
+        member.stuck.remove(returned)
+        leg.lane_returned()
+        self.offer_all()
+
+
+def _lane_leg(member: Member) -> tuple[int, int, int] | None:
+    """Return a member as the lane wants it (descriptor, data offset, slot), or None if trio alone can."""
+    fd = getattr(member.leg, 'fd', None)
+    return None if fd is None else (fd, member.layout.data_offset, member.slot)
+
+
+def _nowait_flag(fd: int) -> int:
+    """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        pass
+    except OSError:
+        return 0
+    return os.RWF_NOWAIT
