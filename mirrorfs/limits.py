@@ -16,7 +16,6 @@ GROWTH_RESERVED = 16
 """New legs reserve room in the log for a volume this many times as large."""
 
 VOLUME_MIN = 64 << 10
-LEGS_MIN = 1
 LEGS_MAX = 8
 SLOTS = 16
 """Slot numbers are kept for life, so there are more of them than legs at a time."""
@@ -30,6 +29,8 @@ FLUSH_RATE_MIN = 4 << 20
 """A flush may take LEG_TIMEOUT and, on top, the time that its unflushed bytes need at this many bytes/s."""
 UNFLUSHED_MAX = 256 << 20
 """Bytes acknowledged but not flushed after which a flush is started in the background."""
+START_FLUSH_PATIENCE = 60.0
+"""What a leg may take at a start, beyond the leg timeout, to write back what a killed daemon left."""
 QUARANTINE_PATIENCE = 5.0
 """How long a re-add waits for calls of before the failure to return."""
 LEG_CALLS = 8

@@ -257,6 +257,7 @@ class Pool:
         self._opener = opener
         self._nursery: trio.Nursery | None = None
         self._turn = trio.Lock()
+        self._stopping = False
 
     async def start(self, nursery: trio.Nursery, force: Sequence[str] = ()) -> None:
         """Start all volumes in `nursery`; those that cannot be started stay as refused entries."""
@@ -275,9 +276,16 @@ class Pool:
 
     async def stop(self) -> bool:
         """Stop all volumes cleanly; return False where one could not be."""
+        self._stopping = True
+        with trio.move_on_after(limits.STOP_PATIENCE):
+            await self._turn.acquire()  # a volume that is being made or destroyed goes first
         clean = True
-        for entry in self.entries.values():
-            clean &= await self._stop(entry)
+        for entry in list(self.entries.values()):
+            try:
+                clean &= await self._stop(entry)
+            except Exception:
+                log.critical('%s could not be stopped', entry.name, exc_info=True)
+                clean = False
         return clean
 
     async def _start(self, entry: Entry, force: bool = False) -> None:
@@ -291,7 +299,7 @@ class Pool:
                 record, found, self.directory, self.events.emit, self.settings, force=force
             )
         except (Refused, OSError) as error:
-            self._refuse(entry, str(error), [leg.leg for leg in found.values()])
+            await self._refuse(entry, str(error), [leg.leg for leg in found.values()])
             return
         for slot, leg in found.items():
             if slot not in started.volume.keeper.members:
@@ -302,16 +310,16 @@ class Pool:
         try:
             await self._nursery.start(self._run, entry)
         except (Refused, OSError) as error:
-            self._refuse(entry, str(error), [])
+            await self._refuse(entry, str(error), [])
             return
         await self._welcome_back(entry)
 
-    def _refuse(self, entry: Entry, why: str, legs: Sequence[Leg]) -> None:
+    async def _refuse(self, entry: Entry, why: str, legs: Sequence[Leg]) -> None:
         log.error('%s', why)
         entry.refusal = why
         if entry.started:
             entry.record_at_rest = entry.started.volume.record
-            entry.started.close()
+            await entry.started.close()
             entry.started = entry.admin = None
         for leg in legs:
             leg.close()
@@ -367,22 +375,24 @@ class Pool:
         by_slot: dict[int, Found] = {}
 
         async def one(number: int, path: str) -> None:
+            leg: Leg | None = None
+            complaint = f'did not answer within {self.settings.leg_timeout:g} s'
             try:
-                leg, _ = await self._opener.open(path)
-            except Refused as refusal:
-                self.events.emit('LegAbsent', record.name, path, f'slot {number}: {refusal}')
-                return
-            try:
-                sup, copy = await read_super(leg)
-                owner = self._owner(record, sup.record, sup.leg)
-                if owner in by_slot:
-                    raise BadMetadata(f'a second copy of the leg at {by_slot[owner].leg.path}')
-                if leg.size < sup.needed_size:
-                    raise BadMetadata(f'it has {leg.size} bytes, it had {sup.needed_size} at least')
-                by_slot[owner] = Found(leg, sup, copy)
-            except (BadMetadata, OSError) as error:
+                with trio.move_on_after(self.settings.leg_timeout):
+                    leg, _ = await self._opener.open(path)
+                    sup, copy = await read_super(leg)
+                    owner = self._owner(record, sup.record, sup.leg)
+                    if owner in by_slot:
+                        raise BadMetadata(f'a second copy of the leg at {by_slot[owner].leg.path}')
+                    if leg.size < sup.needed_size:
+                        raise BadMetadata(f'it has {leg.size} bytes, it had {sup.needed_size} at least')
+                    by_slot[owner] = Found(leg, sup, copy)
+                    return
+            except (Refused, BadMetadata, OSError) as error:
+                complaint = str(error)
+            if leg:
                 leg.close()
-                self.events.emit('LegAbsent', record.name, path, f'slot {number}: {error}')
+            self.events.emit('LegAbsent', record.name, path, f'slot {number}: {complaint}')
 
         async with trio.open_nursery() as nursery:
             for number, slot in enumerate(record.slots):
@@ -416,7 +426,7 @@ class Pool:
         entry._scope.cancel()
         await entry._ended.wait()
         entry.record_at_rest = entry.started.volume.record
-        entry.started.close()
+        await entry.started.close()
         entry.started = entry.admin = None
         return clean
 
@@ -428,9 +438,14 @@ class Pool:
             raise Refused(errno.ENOENT, f'no volume {name[:80]!r} in {self.directory.path}')
         return self.entries[name]
 
+    def _refuse_if_stopping(self) -> None:
+        if self._stopping:
+            raise Refused(errno.ESHUTDOWN, f'{self.directory.path} is being stopped')
+
     async def create(self, request: Request) -> None:
         """Make a volume and start it."""
         async with self._turn:
+            self._refuse_if_stopping()
             check_name(request.name)
             if request.name in self.entries:
                 raise Refused(errno.EEXIST, f'there is a volume {request.name} already')
@@ -445,6 +460,7 @@ class Pool:
     async def destroy(self, name: str) -> None:
         """Stop a volume and forget its definition.  Its legs keep their content and their metadata."""
         async with self._turn:
+            self._refuse_if_stopping()
             entry = self.find(name)
             if entry.opened:
                 raise Refused(errno.EBUSY, f'{name} is open in {entry.opened} places; close it first')

@@ -224,7 +224,7 @@ def test_two_lanes_stuck_on_one_leg(tmp_path: Path) -> None:
             await started.stop()
             assert not found[1].leg.calls
             nursery.cancel_scope.cancel()
-        started.close()
+        await started.close()
 
     trio.run(body)
     assert_legs_equal(*legs)

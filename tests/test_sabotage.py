@@ -244,7 +244,7 @@ def dirty_chunks_are_not_modified_when_a_leg_leaves(patch: Patch) -> None:
 
 @plant('fail', 'fail-first')
 def writes_without_a_leg_are_not_marked_modified(patch: Patch) -> None:
-    patch.setattr(Volume, '_marks', lambda self: DIRTY)
+    patch.setattr(Keeper, 'marks', DIRTY)
 
 
 def _a_write_fails_on_one_leg() -> None:

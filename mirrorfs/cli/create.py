@@ -152,7 +152,7 @@ async def _fill(record: VolumeRecord, image: str) -> VolumeRecord:
         except OSError as error:
             failures.append(error)
         nursery.cancel_scope.cancel()
-    started.close()
+    await started.close()
     if failures:
         raise failures[0]
     if started.volume.record.degraded > record.degraded:

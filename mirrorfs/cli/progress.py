@@ -44,6 +44,12 @@ class Meter:
         self._stream.write(f'\r\x1b[K{line}' if self._live else f'{line}\n')
         self._stream.flush()
 
+    def finish(self) -> None:
+        """Say that it is done, however short it was."""
+        line = self.line(self._total, None)
+        self._stream.write(f'\r\x1b[K{line}\n' if self._live else f'{line}\n')
+        self._stream.flush()
+
     def line(self, done: int, eta: float | None) -> str:
         """Return the line for a position."""
         share = done / self._total

@@ -144,7 +144,7 @@ def wait(pool: str, name: str | None, timeout: float | None) -> None:
             raise Refused(errno.ETIMEDOUT, f'not done after {timeout:g} s')
         time.sleep(0.05)
     if meter:
-        meter.__exit__()
+        meter.finish()
     failed = [v for v in mounted.status()['volumes'] if name in (None, v['name']) and v.get('degraded')]
     if failed:
         raise Refused(errno.EIO, f'{failed[0]["name"]} is still degraded; see mirrorfs status')

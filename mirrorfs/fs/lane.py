@@ -150,9 +150,13 @@ class Lane:
             reply: bytes | memoryview | None = None
             if 0 < size <= table.size - offset:
                 if opcode == wire.FUSE_WRITE:
+                    # In this order: who withdraws a permission then changes the legs, or looks what was
+                    # touched, must not find the lane between the two.
+                    targets = table.targets
+                    table.touched[offset >> table.shift] = 1
                     if not flags & os.O_DSYNC and _allowed(table, offset, size, WRITE):
                         data = view[wire.WRITE_DATA : wire.WRITE_DATA + size]
-                        if self._write(table, call, data):
+                        if self._write(table, targets, call, data):
                             reply = pack_written(24, 0, unique, size, 0)
                 elif opcode == wire.FUSE_READ and size <= limits.REQUEST_MAX:
                     reply = self._read(table, call)
@@ -176,11 +180,10 @@ class Lane:
                     view, parts = memoryview(buffer), [buffer]
             gateway.tell(gateway.handle, request)
 
-    def _write(self, table: HotTable, call: Ticket, data: memoryview) -> bool:
+    def _write(self, table: HotTable, targets: tuple[Any, ...], call: Ticket, data: memoryview) -> bool:
         """Write to all legs in order; False if one fails, which trio then deals with from the start."""
         offset, size = call[_OFFSET], call[_SIZE]
-        table.touched[offset >> table.shift] = 1
-        for fd, base, slot in table.targets:
+        for fd, base, slot in targets:
             call[_SLOT] = slot
             if not self.ticket:
                 raise _Superseded(call)
@@ -199,8 +202,8 @@ class Lane:
         """Return the reply for a read of what is never written or in the page cache; None for trio's."""
         offset, size = call[_OFFSET], call[_SIZE]
         reply = self.out[: wire.OUT_HEADER.size + size]
-        if _allowed(table, offset, size, READ) and table.homes:
-            homes = table.homes
+        homes = table.homes
+        if homes and _allowed(table, offset, size, READ):
             fd, base, slot, flags = homes[((offset >> table.shift) >> table.home_shift) % len(homes)]
             call[_SLOT] = slot
             if not self.ticket:

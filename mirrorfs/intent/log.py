@@ -120,7 +120,7 @@ class IntentLog:
     def finish(self, batch: Batch) -> None:
         """The batch is durable on every member."""
         for page, stored in batch.states.items():
-            self._page(page, self.durable)[:] = stored
+            self._page(page, self.durable)[: len(stored)] = stored  # the log may have grown meanwhile
 
     def abandon(self, batch: Batch) -> None:
         """The batch may be on some legs or on none: write its pages again with the next one."""

@@ -40,7 +40,10 @@ class Leg(Protocol):
         ...
 
     async def flush(self) -> None:
-        """Put everything written before this call on stable storage."""
+        """Put everything written before this call on stable storage.
+
+        Once a flush has failed, what it lost is lost: those under way and all later ones fail, too.
+        """
         ...
 
     async def zero(self, offset: int, length: int) -> None:

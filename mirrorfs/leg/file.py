@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Sequence
 
 from mirrorfs import limits
@@ -18,6 +19,8 @@ PUNCH_HOLE = 0x02
 ZERO_RANGE = 0x10
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _ZEROS = bytes(1 << 20)
+closing: set[str] = set()
+"""Paths of devices that are being closed: until that is done they cannot be opened anew."""
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -38,6 +41,11 @@ class FileLeg:
         self.sharing = None if self.is_device else info.st_dev
         self.identity = (info.st_dev, info.st_ino)
         self._workers = Workers(path, limits.LEG_CALLS)
+        # The kernel reports a lost write once to each open file: a sync through one must not take the report
+        # from another, so durable writes have a file of their own, and a flush that failed stays failed.
+        self._durable_fd = os.open(f'/proc/self/fd/{fd}', os.O_RDWR | os.O_CLOEXEC)
+        self._flushing = threading.Lock()
+        self._lost: OSError | None = None
         self.lane_calls = 0
         """Calls of a superseded lane that have not returned (see mirrorfs.fs.lane)."""
         self._closed = False
@@ -66,20 +74,34 @@ class FileLeg:
         return whole
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
-        await self._workers.run(self._write, offset, data, os.RWF_DSYNC if durable else 0)
+        if durable:
+            await self._workers.run(self._write, self._durable_fd, offset, data, os.RWF_DSYNC)
+        else:
+            await self._workers.run(self._write, self.fd, offset, data, 0)
 
-    def _write(self, offset: int, data: Buffer, flags: int) -> None:
+    def _write(self, fd: int, offset: int, data: Buffer, flags: int) -> None:
         view = memoryview(data)
         while view:
             # RWF_DSYNC syncs just the bytes of this call, where fdatasync would flush the whole leg.
-            done = os.pwritev(self.fd, [view], offset, flags)
+            done = os.pwritev(fd, [view], offset, flags)
             if not done:
                 raise LegError(errno.EIO, f'{self.path} took no bytes at {offset}')
             view = view[done:]
             offset += done
 
     async def flush(self) -> None:
-        await self._workers.run(os.fdatasync, self.fd)
+        await self._workers.run(self._flush)
+
+    def _flush(self) -> None:
+        """Sync, one at a time; what one caller was told of lost data is told to every later one."""
+        with self._flushing:
+            if self._lost is None:
+                try:
+                    os.fdatasync(self.fd)
+                except OSError as error:
+                    self._lost = error
+            if self._lost is not None:
+                raise self._lost
 
     async def zero(self, offset: int, length: int) -> None:
         await self._workers.run(self._zero, offset, length)
@@ -92,7 +114,7 @@ class FileLeg:
             if error.errno not in _NOT_SUPPORTED:
                 raise
         for at in range(offset, offset + length, len(_ZEROS)):
-            self._write(at, memoryview(_ZEROS)[: min(len(_ZEROS), offset + length - at)], 0)
+            self._write(self.fd, at, memoryview(_ZEROS)[: min(len(_ZEROS), offset + length - at)], 0)
         return None
 
     async def allocate(self, offset: int, length: int) -> None:
@@ -154,6 +176,18 @@ class FileLeg:
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
-        if self._workers.closed and not self.calls and not self._closed:
+        if self._workers.closed and not self._workers.calls and not self.lane_calls and not self._closed:
             self._closed = True
+            if self.is_device:
+                # The last close of a device writes back its cache: as slow as any call, so in a thread.
+                closing.add(self.path)
+                threading.Thread(target=self._close, name='leg close', daemon=True).start()
+            else:
+                self._close()
+
+    def _close(self) -> None:
+        try:
+            os.close(self._durable_fd)
             os.close(self.fd)
+        finally:
+            closing.discard(self.path)

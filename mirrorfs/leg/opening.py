@@ -6,6 +6,7 @@ and mkfs for devices, run into.  All functions here block; call them from a thre
 
 import errno
 import fcntl
+import functools
 import os
 import stat
 import subprocess
@@ -16,7 +17,7 @@ import trio
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.leg.base import Leg
-from mirrorfs.leg.file import FileLeg
+from mirrorfs.leg.file import FileLeg, closing
 from mirrorfs.metadata import wibm
 
 
@@ -60,7 +61,11 @@ class FileOpener:
     """Opens files and block devices.  See `mirrorfs.leg.base.Opener`."""
 
     async def open(self, path: str, *, create_size: int = 0) -> tuple[Leg, bool]:
-        return await trio.to_thread.run_sync(lambda: open_leg(path, create_size=create_size))
+        with trio.move_on_after(limits.QUARANTINE_PATIENCE):
+            while path in closing:
+                await trio.sleep(0.02)
+        opening = functools.partial(open_leg, path, create_size=create_size)
+        return await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
 
     async def require_blank(self, leg: Leg) -> None:
         assert isinstance(leg, FileLeg)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mirrorfs.errors import Refused
 from mirrorfs.mirror.membership import Kinship, can_catch_up, kinship, new_generation
-from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.model import LegState, Slot, VolumeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ def assemble(
     and the way out.  `force` starts from the best leg there is, as a new generation.
     """
     for number, leg in sorted(legs.items()):
-        if kinship(leg.lineage, pool.lineage) is Kinship.CONFLICT and not force:
+        conflict = kinship(leg.lineage, pool.lineage) is Kinship.CONFLICT
+        if conflict and not force and not _is_given_up(pool.slots[number]):
             raise Refused(errno.EIO, _conflict(pool, number, leg))
     kin = {n: leg for n, leg in legs.items() if kinship(leg.lineage, pool.lineage) is not Kinship.CONFLICT}
     current = {
@@ -56,7 +57,10 @@ def assemble(
         if not force:
             raise Refused(errno.EIO, _stale(pool, legs))
         return _forced(pool, legs, now_us)
-    return _plan(_with_pool_facts(truth, pool), pool, legs)
+    truth = _with_pool_facts(truth, pool)
+    for number in legs.keys() - kin.keys():
+        truth = _given_up(truth, number)
+    return _plan(truth, pool, legs)
 
 
 def _plan(truth: VolumeRecord, pool: VolumeRecord, legs: Mapping[int, VolumeRecord]) -> Plan:
@@ -71,7 +75,9 @@ def _plan(truth: VolumeRecord, pool: VolumeRecord, legs: Mapping[int, VolumeReco
                 if leg:
                     stale[number] = f'is an old copy (events {leg.events}, the volume has {truth.events})'
         elif slot.state.is_stale and leg:
-            if slot.state is LegState.MISSING and can_catch_up(truth, number, leg):
+            if kinship(leg.lineage, truth.lineage) is Kinship.CONFLICT:
+                stale[number] = f'was changed apart ({_history(leg)}); add it with --force to overwrite it'
+            elif slot.state is LegState.MISSING and can_catch_up(truth, number, leg):
                 returning.append(number)
             else:
                 stale[number] = f'is {slot.state.word}; re-add it to bring it up to date'
@@ -93,11 +99,22 @@ def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int) -
         if number == best:
             record = record.with_slot(number, slot.but(state=LegState.IN_SYNC, full=False, mark=0))
         elif slot.state is not LegState.VACANT:
-            lost = slot.but(state=LegState.FAULTY, tracked_since=0, full=True, mark=0)
-            record = record.with_slot(number, lost)
+            record = _given_up(record, number)
     left = 'was left behind by --force; re-add it to overwrite it'
     stale = {number: left for number in legs if number != best}
     return Plan(record, (best,), (), (), stale)
+
+
+def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:
+    """What a leg has of its own is given up: it takes no part until all of it is overwritten."""
+    slot = record.slots[number]
+    state = slot.state if slot.state is LegState.REMOVED else LegState.FAULTY
+    return record.with_slot(number, slot.but(state=state, tracked_since=0, full=True, mark=0))
+
+
+def _is_given_up(slot: Slot) -> bool:
+    stays_away = slot.state in (LegState.FAULTY, LegState.REMOVED)
+    return stays_away and slot.full and not slot.tracked_since
 
 
 def _with_pool_facts(truth: VolumeRecord, pool: VolumeRecord) -> VolumeRecord:

@@ -29,7 +29,7 @@ async def copy_range(
     failures: Failures = {}
     copied = 0
     at, end = offset, offset + length
-    extents = list(await source.extents(offset, length))
+    extents = await _extents_in_time(source, offset, length, patience)
     for start, size in [*extents, (end, 0)]:
         if start > at:
             await _on_targets(targets, failures, at, start - at, None, patience)
@@ -40,6 +40,14 @@ async def copy_range(
             copied += step
         at = start + size
     return copied, failures
+
+
+async def _extents_in_time(
+    member: Member, offset: int, length: int, patience: float
+) -> list[tuple[int, int]]:
+    with trio.move_on_after(patience):
+        return await member.extents(offset, length)
+    raise LegTimeout(f'{member.leg.path} did not say where it has data within {patience:g} s')
 
 
 async def _on_targets(

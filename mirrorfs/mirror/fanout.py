@@ -21,7 +21,10 @@ GRACE = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be done: legs to expel, or an error for the caller (then no leg is expelled)."""
+    """What is to be done: legs to expel, and an error for the caller.
+
+    With an error only legs are expelled that are late: what they were told may land at any time.
+    """
 
     expel: Mapping[int, OSError]
     error: OSError | None = None
@@ -46,7 +49,8 @@ def judge(
         return Verdict(failures)
     full = {m.leg.sharing for m in members if m.slot in failures and _is_full(failures[m.slot])} - {None}
     if any(member.leg.sharing in full for member in good):
-        return Verdict({}, next(error for error in failures.values() if _is_full(error)))
+        late = {slot: error for slot, error in failures.items() if isinstance(error, LegTimeout)}
+        return Verdict(late, next(error for error in failures.values() if _is_full(error)))
     return Verdict(failures)
 
 

@@ -13,6 +13,7 @@ The first thing that becomes durable in a session carries a new event count, the
 that are absent; a session in which nothing is written changes nothing on the medium.
 """
 
+import errno
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -93,6 +94,7 @@ class Keeper:
         self._pooled = _definition(pooled)
         self._next = _Round()
         self._wake = trio.Event()
+        self._ended: OSError | None = None
         self.rounds = 0
         self.served = 0
         """Rounds stored, and commits they served."""
@@ -118,6 +120,8 @@ class Keeper:
 
         Raises OSError where no leg, or not the pool, could store it; it stays wanted.
         """
+        if self._ended:
+            raise self._ended
         current = self._next
         self.served += 1
         self._wake.set()
@@ -158,16 +162,24 @@ class Keeper:
         self.log.update_chunks(self.log.where(DIRTY, UNWRITTEN), set_=MODIFIED)
 
     async def run(self) -> None:
-        """Store rounds for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            current, self._next = self._next, _Round()
-            try:
-                await self._store()
-            except OSError as error:
-                current.error = error
-            current.done.set()
+        """Store rounds for ever.  Whatever ends it, nobody is left waiting."""
+        current = self._next
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                current, self._next = self._next, _Round()
+                try:
+                    await self._store()
+                except OSError as error:
+                    current.error = error
+                current.done.set()
+        finally:
+            self._ended = OSError(errno.EIO, f'{self.record.name} has stopped')
+            for waiting in (current, self._next):
+                if not waiting.done.is_set():
+                    waiting.error = self._ended
+                    waiting.done.set()
 
     async def _store(self) -> None:
         while True:
@@ -179,10 +191,10 @@ class Keeper:
             verdict = judge(members, self.in_sync, failures)
             if failures:
                 self.log.abandon(batch)
+            self.expel(verdict.expel)
             if verdict.error:
                 raise verdict.error
             if failures:
-                self.expel(verdict.expel)
                 continue
             self.log.finish(batch)
             if _definition(record) != self._pooled:

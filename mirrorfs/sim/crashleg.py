@@ -225,6 +225,8 @@ class CrashLeg:
         self.calls = 0
         self.closed = False
         self._hook = hook
+        self._flushing = trio.Lock()
+        self._lost: OSError | None = None
 
     @property
     def size(self) -> int:
@@ -255,10 +257,17 @@ class CrashLeg:
 
     async def flush(self) -> None:
         call = Call(self.disk.name, 'flush')
-        await self._step(call)
-        covered = self.disk.writes
-        await self._step(call)
-        self.disk.flush(covered)
+        async with self._flushing:
+            if self._lost:
+                raise self._lost
+            try:
+                await self._step(call)
+                covered = self.disk.writes
+                await self._step(call)
+            except OSError as error:
+                self._lost = error
+                raise
+            self.disk.flush(covered)
 
     async def zero(self, offset: int, length: int) -> None:
         await self.write(offset, bytes(length))

@@ -200,7 +200,7 @@ class World:
             broken = True
         if self.volume.keeper.session and not broken:
             self._check_stopped()
-        self.started.close()
+        await self.started.close()
 
     @property
     def volume(self) -> Volume:
@@ -414,6 +414,9 @@ class World:
         """Invariant 1: marks are durable, on every leg that counts, before data."""
         disks = self._in_sync_disks()
         if call.offset < self.layout.data_offset or self.disks.get(call.disk) not in disks:
+            return
+        if call.offset - self.layout.data_offset >= self.volume.record.size:
+            assert call.zeros, 'data beyond the end of the volume'
             return
         first = (call.offset - self.layout.data_offset) // CHUNK
         last = (call.offset - self.layout.data_offset + call.length - 1) // CHUNK

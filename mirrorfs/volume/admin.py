@@ -5,7 +5,8 @@ A refused verb raises Refused and has changed nothing.  Verbs of one volume go o
 
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -20,6 +21,7 @@ from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
 from mirrorfs.volume.lifecycle import Started
+from mirrorfs.volume.volume import make_room
 
 
 class Admin:
@@ -117,12 +119,12 @@ class Admin:
                 return
             await check_new_leg(self._opener, leg, created, needed, force=force)
             identity = self._volume.keeper.new_uuid()
-            zeroed = await leg.erase(layout.data_offset, record.size)
+            with self._deadline(leg):
+                zeroed = await leg.erase(layout.data_offset, record.size)
             await self._volume.keeper.open_session()
-            joined = membership.join(self._volume.record, slot, identity, path)
-            await self._join(slot, leg, layout, joined, zeroed=zeroed)
+            await self._join(slot, leg, layout, lambda r: membership.join(r, slot, identity, path), zeroed)
         except BaseException:
-            if self._volume.keeper.members.get(slot) is None:
+            if not self._is_member(leg):
                 leg.close()
                 if created:
                     await self._opener.discard_new(leg)
@@ -145,9 +147,21 @@ class Admin:
         try:
             await self._take_back(slot, leg)
         except BaseException:
-            if self._volume.keeper.members.get(slot) is None:
+            if not self._is_member(leg):
                 leg.close()
             raise
+
+    def _is_member(self, leg: Leg) -> bool:
+        return any(member.leg is leg for member in self._volume.members)
+
+    @contextmanager
+    def _deadline(self, leg: Leg) -> Iterator[None]:
+        """Bound what a leg that is to join may keep others waiting for.  Raises Refused(ETIMEDOUT)."""
+        patience = self._volume.keeper.leg_timeout
+        with trio.move_on_after(patience) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {patience:g} s')
 
     async def _re_add_missing(self) -> None:
         record = self._volume.record
@@ -192,12 +206,19 @@ class Admin:
         sup = await self._check_kin(slot, leg)
         await volume.keeper.open_session()
         record = volume.record
-        if leg.size < sup.layout.data_offset + record.size:
-            await leg.extend(sup.layout.data_offset + record.size)
         caught_up = membership.can_catch_up(record, slot, sup.record)
-        zeroed = caught_up or await leg.erase(sup.layout.data_offset, record.size)
-        joined = membership.rejoin(record, slot, leg.path, caught_up=caught_up)
-        await self._join(slot, leg, sup.layout, joined, zeroed=zeroed)
+        base = sup.layout.data_offset
+        known = sup.record.size if caught_up else 0
+        """Up to here the leg is as the log says, or will be: beyond, it may hold anything."""
+        with self._deadline(leg):
+            zeroed = known == record.size or await make_room(leg, base + known, base + record.size)
+
+        def rejoin(record: VolumeRecord) -> VolumeRecord:
+            if membership.can_catch_up(record, slot, sup.record) != caught_up:
+                raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
+            return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
+
+        await self._join(slot, leg, sup.layout, rejoin, zeroed)
 
     async def _check_kin(self, slot: int, leg: Leg) -> wibm.LegSuper:
         record, path = self._volume.record, leg.path
@@ -222,24 +243,39 @@ class Admin:
         return sup
 
     async def _join(
-        self, slot: int, leg: Leg, layout: wibm.Layout, joined: VolumeRecord, *, zeroed: bool
+        self,
+        slot: int,
+        leg: Leg,
+        layout: wibm.Layout,
+        transition: Callable[[VolumeRecord], VolumeRecord],
+        zeroed: bool,
     ) -> None:
-        """Make a leg a member, with no write in flight that it would miss."""
+        """Make a leg a member by a transition of the record, with no write in flight that it would miss."""
         volume, keeper = self._volume, self._volume.keeper
         async with volume.exclusive(0, len(volume.log) - 1):
-            if joined.events != keeper.record.events + 1:  # a leg was expelled meanwhile
-                raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
+            before = keeper.record
+            joined = self._allowed(slot, transition, before)
             if not zeroed:
                 volume.log.update_chunks(volume.log.where(UNWRITTEN), set_=UNZEROED)
             volume.log.update_chunks(volume.log.where(DIRTY, UNWRITTEN), set_=MODIFIED)
             identity = joined.slots[slot].leg
             serial = keeper.next_serial()
-            member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial)
-            if joined.events != keeper.record.events + 1:
+            with self._deadline(leg):
+                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial)
+            if keeper.record.events != before.events:  # a leg was expelled, or recovered, meanwhile
                 raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
-            keeper.record = joined
+            keeper.record = transition(keeper.record)
             keeper.members[slot] = member
             keeper.quarantine.pop(slot, None)
             volume.legs_changing()
             await keeper.commit()
         self._started.rebuilder.wake()
+
+    def _allowed(
+        self, slot: int, transition: Callable[[VolumeRecord], VolumeRecord], record: VolumeRecord
+    ) -> VolumeRecord:
+        """Return the record after a transition; EAGAIN where the slot is no longer there to be taken."""
+        state = record.slots[slot].state
+        if state.is_member or self._volume.broken:
+            raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
+        return transition(record)

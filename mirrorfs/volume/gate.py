@@ -36,9 +36,18 @@ class LaneGate:
         self._locks = locks
         self._healthy = healthy
         self._changed = trio.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """Take everything back, for good."""
+        self._closed = True
+        self._table.targets = self._table.homes = ()
+        self._table.withdraw(0, len(self._table.flags) - 1)
 
     def offer(self, first: int, last: int) -> None:
         """Give the lane what it may have of chunks first..last: nothing that someone holds exclusively."""
+        if self._closed:
+            return
         if first == last:
             if not self._locks.is_exclusive(first):
                 wanted, durable = int(self._log.states[first]), int(self._log.durable[first])
@@ -77,6 +86,8 @@ class LaneGate:
 
     def publish(self) -> None:
         """Tell the lane which legs there are: all members to write, those in sync to read."""
+        if self._closed:
+            return
         members = self.keeper.members
         legs = {slot: _lane_leg(member) for slot, member in members.items()}
         usable = all(leg is not None for leg in legs.values())

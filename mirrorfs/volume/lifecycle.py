@@ -97,10 +97,12 @@ class Started:
                 volume.log.update_chunks(volume.log.where(DIRTY, NEEDS_RESYNC), clear=DIRTY)
                 volume.keeper.record = volume.record.but(active=False)
                 await volume.keeper.commit()
-            volume.broken = volume.broken or f'{volume.name} is stopped'
+            volume.retire()
 
-    def close(self) -> None:
-        """Let go of the legs."""
+    async def close(self) -> None:
+        """Let go of the legs, once the lane has."""
+        self.volume.retire()
+        await self.volume.hot.settle()
         for member in [*self.volume.members, *self.volume.keeper.quarantine.values()]:
             member.leg.close()
 
@@ -127,11 +129,13 @@ async def start(
     async def load(slot: int) -> None:
         member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
         try:
-            # What a killed process left in the page cache is read as if durable: make it so.
-            await member.leg.flush()
-            images[slot] = await member.load_log(plan.record)
-        except OSError as error:
-            emit('Fail', pool_record.name, member.leg.path, f'cannot read the intent log: {error.strerror}')
+            with trio.fail_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
+                # What a killed process left in the page cache is read as if durable: make it so.
+                await member.leg.flush()
+                images[slot] = await member.load_log(plan.record)
+        except (OSError, trio.TooSlowError) as error:
+            why = str(error) or 'it does not answer'
+            emit('Fail', pool_record.name, member.leg.path, f'cannot read the intent log: {why}')
             absent.append(slot)
         else:
             members[slot] = member
@@ -196,6 +200,7 @@ def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, acti
     """
     unknown = active and not record.logged  # then any chunk may have been under way
     dirty = log.where(0 if unknown else DIRTY, UNWRITTEN)
+    dirty = np.union1d(dirty, log.where(NEEDS_RESYNC, UNWRITTEN))
     if membership.needs_tracking(record):
         log.update_chunks(dirty, set_=MODIFIED)
     else:

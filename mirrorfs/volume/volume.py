@@ -26,7 +26,7 @@ from mirrorfs.hot import HotTable
 from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.lookahead import Lookahead
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
-from mirrorfs.leg.base import Buffer
+from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.locks import ChunkLocks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
@@ -99,6 +99,11 @@ class Volume:
                 yield
         finally:
             self.gate.offer(first, last)
+
+    def retire(self) -> None:
+        """Nothing is served any more, by the lane neither: its legs are about to be closed."""
+        self.broken = self.broken or f'{self.name} is stopped'
+        self.gate.close()
 
     def legs_changing(self) -> None:
         """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
@@ -173,8 +178,9 @@ class Volume:
         verdict = self._judge(members, failures)
         if verdict.error:
             self._failed_half_way(first, last, failures, verdict.error)
-            raise verdict.error
         self.keeper.expel(verdict.expel)
+        if verdict.error:
+            raise verdict.error
         await self.keeper.settle()
 
     def _judge(self, members: list[Member], failures: Failures, *, shared_full: bool = True) -> Verdict:
@@ -258,6 +264,8 @@ class Volume:
             targets = [m for m in self.members if m.slot != slot and target in (None, m.slot)]
             if source is None:
                 continue
+            if not targets:
+                return 0
             try:
                 copied, failures = await copy_range(source, targets, offset, length, self.keeper.leg_timeout)
             except OSError as failure:
@@ -270,11 +278,11 @@ class Volume:
             # The source may have been expelled meanwhile: then a target may be the last leg in sync.  Where a
             # filesystem that legs share is full, what another leg holds may take less room.
             verdict = judge(self.members, self.keeper.in_sync, failures, shared_full=target is None)
+            self.keeper.expel(verdict.expel)
+            await self.keeper.settle()
             if verdict.error:
                 error = verdict.error
                 continue
-            self.keeper.expel(verdict.expel)
-            await self.keeper.settle()
             return copied
         raise error
 
@@ -413,6 +421,13 @@ class Volume:
         async with self._growing:
             await self._grow(size)
 
+    async def _extend(self, member: Member, old: int, new: int) -> bool:
+        """Give a member room for a larger volume; see `make_room`.  Raises LegTimeout."""
+        base = member.layout.data_offset
+        with trio.move_on_after(self.keeper.leg_timeout):
+            return await make_room(member.leg, base + old, base + new)
+        raise LegTimeout(f'{member.leg.path} did not grow within {self.keeper.leg_timeout:g} s')
+
     async def _grow(self, size: int) -> None:
         record = self.record
         if size % limits.SECTOR:
@@ -430,7 +445,10 @@ class Volume:
         async with self.exclusive(0, len(self.log) - 1):
             await self.keeper.open_session()
             members = self.members
-            zeroed = [await m.leg.extend(m.layout.data_offset + size) for m in members]
+            zeroed = [await self._extend(member, record.size, size) for member in members]
+            if record.size % record.chunk_size and membership.absentees_tracked(record):
+                missed = np.array([len(self.log) - 1], np.intp)
+                self.log.update_chunks(missed[(self.log.states[missed] & UNWRITTEN) == 0], set_=MODIFIED)
             if record.size % record.chunk_size and not all(zeroed):
                 # The rest of the last old chunk is new, too, but has no state of its own to say so.
                 end = len(self.log) << self._shift
@@ -454,6 +472,14 @@ class Volume:
             self.hot.size = size
         self.gate.offer(0, chunks - 1)
         self.emit('Grow', self.name, '', f'{record.size} -> {size} bytes')
+
+
+async def make_room(leg: Leg, start: int, end: int) -> bool:
+    """Make a leg reach `end`; return whether the bytes from `start` on, new to it, surely read as zeros.
+
+    The leg may have been longer before, with anything in that part.
+    """
+    return await leg.extend(end) and await leg.erase(start, end - start)
 
 
 def zeroing(offset: int, length: int) -> Operation:
