@@ -278,7 +278,8 @@ class Pool:
         """Stop all volumes cleanly; return False where one could not be."""
         self._stopping = True
         with trio.move_on_after(limits.STOP_PATIENCE):
-            await self._turn.acquire()  # a volume that is being made or destroyed goes first
+            async with self._turn:
+                pass  # a volume that was being made or destroyed is so now; who comes later is refused
         clean = True
         for entry in list(self.entries.values()):
             try:

@@ -307,21 +307,21 @@ def test_stale_leg_alone_is_refused_until_forced(ground: Field) -> None:
     disk.leave()
     pool.umount()
 
-    # The leg with the other history: a split brain, which nobody joins silently.
+    # The leg with the other history was given up by force: it is not joined, not read, not written.
     away.rename(current)
+    before = current.read_bytes()
     pool.mount()
-    status = pool.status('x')
-    assert status['state'] == 'inactive'
-    assert str(current) in status['refusal'] and 'apart' in status['refusal']
-    pool.umount()
-    current.rename(away)
-    pool.mount()
-    assert pool.states('x')[1] == 'in_sync'
+    assert pool.states('x') == ['faulty', 'in_sync']
+    assert f'StaleLeg x {current} slot 0 was changed apart' in pool.events()
+    with pytest.raises(OSError):
+        pool.command('x', 're-add', 0)
+    assert 'apart' in pool.events().splitlines()[-1]
     disk.attach()
     disk.mount()
     disk.check()
     disk.leave()
     pool.umount()
+    assert current.read_bytes() == before
 
 
 def test_legs_that_changed_places(ground: Field) -> None:

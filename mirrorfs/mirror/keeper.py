@@ -94,7 +94,6 @@ class Keeper:
         self._pooled = _definition(pooled)
         self._next = _Round()
         self._wake = trio.Event()
-        self._ended: OSError | None = None
         self.rounds = 0
         self.served = 0
         """Rounds stored, and commits they served."""
@@ -120,8 +119,6 @@ class Keeper:
 
         Raises OSError where no leg, or not the pool, could store it; it stays wanted.
         """
-        if self._ended:
-            raise self._ended
         current = self._next
         self.served += 1
         self._wake.set()
@@ -175,10 +172,9 @@ class Keeper:
                     current.error = error
                 current.done.set()
         finally:
-            self._ended = OSError(errno.EIO, f'{self.record.name} has stopped')
             for waiting in (current, self._next):
                 if not waiting.done.is_set():
-                    waiting.error = self._ended
+                    waiting.error = OSError(errno.EIO, f'{self.record.name} has stopped')
                     waiting.done.set()
 
     async def _store(self) -> None:
