@@ -617,6 +617,9 @@ WRONG: Sequence[str] = (
     'grow POOL disk',
     'grow POOL disk huge',
     'grow POOL disk 1G',
+    'set POOL disk time_base',
+    'set POOL disk time_base 3',
+    'set POOL disk colour red',
     'examine',
     'examine /nowhere',
     'examine /',
@@ -641,8 +644,19 @@ def test_a_wrong_command_line_gets_a_message_and_no_traceback(at_rest: Path, wor
     assert everything(at_rest / 'pool') == before
 
 
+def test_set_changes_what_can_be_set_and_refuses_the_rest(pool: MountedPool) -> None:
+    volume = pool.volume('disk')
+    cli_ok('set', pool.directory, 'disk', 'time_base', '0.5')
+    assert volume.read('bitmap/time_base') == '0.500\n'
+    cli_ok('set', pool.directory, 'disk', 'sync_action', 'frozen')
+    assert volume.read('sync_action') == 'frozen\n'
+    for key, value in (('time_base', 'never'), ('sync_action', 'dance'), ('colour', 'red')):
+        assert cli('set', pool.directory, 'disk', key, value).returncode == 1
+    assert volume.read('bitmap/time_base') == '0.500\n'
+
+
 @pytest.mark.parametrize('verb', ['', *'create destroy mount umount list status wait events'.split(),
-                                  *'add remove fail re-add grow examine'.split()])  # fmt: skip
+                                  *'add remove fail re-add grow set examine'.split()])  # fmt: skip
 def test_every_verb_has_help(verb: str) -> None:
     text = cli_ok(*filter(None, [verb]), '--help')
     assert text.startswith('Usage: ') and len(text.splitlines()) > 4
