@@ -143,7 +143,12 @@ def wait(pool: str, name: str | None, timeout: float | None) -> None:
         if timeout is not None and time.monotonic() - began > timeout:
             raise Refused(errno.ETIMEDOUT, f'not done after {timeout:g} s')
         time.sleep(0.05)
-    if meter:
+    if meter is None:  # it was over before this could look: say what was done
+        for volume in _volumes(find(pool), name):
+            sync = volume.get('last_sync')
+            if sync and sync['done_bytes'] >= sync['total_bytes']:
+                Meter(f'{volume["name"]}: {sync["action"]}', sync['total_bytes']).finish()
+    else:
         meter.finish()
     failed = [v for v in mounted.status()['volumes'] if name in (None, v['name']) and v.get('degraded')]
     if failed:

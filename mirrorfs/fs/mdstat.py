@@ -12,7 +12,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata.wibm import pages_for
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.pool import Entry, Pool
-from mirrorfs.volume.rebuild import Progress, Rebuilder
+from mirrorfs.volume.rebuild import Progress
 
 _BAR = 20
 
@@ -135,7 +135,8 @@ def _running(entry: Entry) -> dict[str, Any]:
             'unwritten': log.count(UNWRITTEN),
         },
         'sync_action': rebuilder.action,
-        'sync': _sync(rebuilder),
+        'sync': _sync(rebuilder.progress),
+        'last_sync': _sync(rebuilder.last),
         'io': {
             'reads': hot.reads + counters.reads,
             'writes': hot.writes + counters.writes,
@@ -151,8 +152,7 @@ def _running(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _sync(rebuilder: Rebuilder) -> dict[str, Any] | None:
-    progress = rebuilder.progress
+def _sync(progress: Progress | None) -> dict[str, Any] | None:
     if not progress:
         return None
     speed = progress.speed(trio.current_time())

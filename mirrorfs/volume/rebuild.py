@@ -45,6 +45,8 @@ class Rebuilder:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.progress: Progress | None = None
+        self.last: Progress | None = None
+        """The pass before, as far as it came."""
         self.frozen = False
         self._interrupted = False
         self._idle = trio.Event()
@@ -90,7 +92,7 @@ class Rebuilder:
                         await self._volume.work.wait()
                     continue
                 finally:
-                    self.progress = None
+                    self.last, self.progress = self.progress or self.last, None
                     self._idle.set()
             await self._volume.work.wait()
 
