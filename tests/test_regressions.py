@@ -378,6 +378,7 @@ def test_a_growth_with_a_leg_that_hangs_ends_and_the_volume_goes_on() -> None:
                     world.events.append(str(error))
                 await world.do(w(0))
                 await world.do(('read', 0))
+            assert volume.keeper.in_sync == [0], 'a write was answered while a leg that hangs counts'
 
     simulated(main)
 

@@ -176,9 +176,3 @@ def signature(path: str) -> str:
     if found.returncode == 8:  # ambivalent: several signatures at once
         return 'more than one'
     return words.get('TYPE') or words.get('PTTYPE') or ''
-
-
-def same_filesystem(legs: list[FileLeg]) -> bool:
-    """Whether two of the legs are files on one filesystem, which one dead disk takes both of."""
-    shared = [leg.sharing for leg in legs if leg.sharing is not None]
-    return len(set(shared)) < len(shared)
