@@ -26,6 +26,7 @@ import trio
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.events import EventLog
+from mirrorfs.files import Files, OsFiles
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.leg.opening import lock_holder
 from mirrorfs.mirror.formatting import read_super
@@ -114,8 +115,9 @@ def decode(text: str) -> VolumeRecord:
 class PoolDirectory:
     """A pool's files.  All methods block; the record store's `save` goes through a thread."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, files: Files | None = None) -> None:
         self.path = Path(os.path.realpath(path))
+        self._files = files or OsFiles()
         self._lock: int | None = None
 
     @property
@@ -123,7 +125,7 @@ class PoolDirectory:
         return self.path / 'volumes'
 
     def exists(self) -> bool:
-        return (self.path / _MARK).is_file()
+        return self._files.is_file(self.path / _MARK)
 
     def make(self) -> None:
         """Make the directory a pool.  Raises Refused(ENOTEMPTY) for one with other things in it."""
@@ -133,7 +135,7 @@ class PoolDirectory:
                 message = f'{self.path} is not empty and no pool; name a new directory'
                 raise Refused(errno.ENOTEMPTY, message)
             self._volumes.mkdir(mode=0o700, exist_ok=True)
-            _write_atomically(self.path / _MARK, json.dumps({'format': FORMAT}))
+            self._replace(self.path / _MARK, json.dumps({'format': FORMAT}))
         except OSError as error:
             message = f'cannot make a pool at {self.path}: {error.strerror}'
             raise Refused(error.errno or errno.EIO, message) from None
@@ -171,9 +173,16 @@ class PoolDirectory:
         """Return the records by name, and what is wrong with definitions that cannot be read."""
         self.require()
         records, damaged = {}, {}
-        for file in sorted(self._volumes.glob('*.json')):
+        try:
+            names = self._files.names(self._volumes)
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f'{self._volumes}: {error.strerror}') from None
+        for name in names:
+            file = self._volumes / name
+            if file.suffix != '.json' or name.startswith('.'):
+                continue
             try:
-                record = decode(file.read_text())
+                record = decode(self._files.read(file).decode())
                 if record.name != file.stem:
                     raise BadMetadata(f'it says that its name is {record.name}')
                 records[record.name] = record
@@ -183,32 +192,31 @@ class PoolDirectory:
 
     def save_now(self, record: VolumeRecord) -> None:
         """Make a definition durable, whole or not at all.  Raises OSError."""
-        _write_atomically(self._volumes / f'{record.name}.json', encode(record))
+        self._replace(self._volumes / f'{record.name}.json', encode(record))
 
     async def save(self, record: VolumeRecord) -> None:
-        await trio.to_thread.run_sync(self.save_now, record)
+        await self._files.run(self.save_now, record)
+
+    async def load_all(self) -> tuple[dict[str, VolumeRecord], dict[str, str]]:
+        """As `load`, without blocking."""
+        return await self._files.run(self.load)
 
     def delete(self, name: str) -> None:
-        (self._volumes / f'{name}.json').unlink()
-        _sync_directory(self._volumes)
+        self._files.unlink(self._volumes / f'{name}.json')
+        self._files.sync_directory(self._volumes)
 
+    async def forget(self, name: str) -> None:
+        """As `delete`, without blocking."""
+        await self._files.run(self.delete, name)
 
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f'.{path.name}.new')
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 'w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    def _replace(self, path: Path, text: str) -> None:
+        """Put a text in the place of a file's, durably, so that a crash leaves the one or the other."""
+        temporary = path.with_name(f'.{path.name}.new')
+        with self._files.create(temporary) as file:
+            file.write(text.encode())
+            file.sync()
+        self._files.rename(temporary, path)
+        self._files.sync_directory(path.parent)
 
 
 # The volumes that run
@@ -262,7 +270,7 @@ class Pool:
     async def start(self, nursery: trio.Nursery, force: Sequence[str] = ()) -> None:
         """Start all volumes in `nursery`; those that cannot be started stay as refused entries."""
         self._nursery = nursery
-        records, damaged = await trio.to_thread.run_sync(self.directory.load)
+        records, damaged = await self.directory.load_all()
         unknown = [name for name in force if name not in records]
         if unknown:
             raise Refused(errno.ENOENT, f'no volume {unknown[0]} in {self.directory.path}')
@@ -400,7 +408,7 @@ class Pool:
                 if slot.state is not LegState.VACANT and slot.path:
                     nursery.start_soon(one, number, slot.path)
         for number, leg in by_slot.items():
-            record = record.with_slot(number, record.slots[number].but(path=leg.leg.path))
+            record = _moved(record, number, leg.leg.path)
         return record, by_slot
 
     @staticmethod
@@ -466,10 +474,22 @@ class Pool:
             if entry.opened:
                 raise Refused(errno.EBUSY, f'{name} is open in {entry.opened} places; close it first')
             await self._stop(entry)
-            await trio.to_thread.run_sync(self.directory.delete, name)
+            await self.directory.forget(name)
             del self.entries[name]
             self.on_destroy(name)
             self.events.emit('Destroyed', name)
+
+
+def _moved(record: VolumeRecord, number: int, path: str) -> VolumeRecord:
+    """Return the record with a slot's leg at another path; a slot that had that path gets the old one.
+
+    Legs that changed places stay known by all their paths, also while some of them are away.
+    """
+    old = record.slots[number].path
+    for other in record.where(*(state for state in LegState if state is not LegState.VACANT)):
+        if other != number and record.slots[other].path == path:
+            record = record.with_slot(other, record.slots[other].but(path=old))
+    return record.with_slot(number, record.slots[number].but(path=path))
 
 
 def status_of_records(records: dict[str, VolumeRecord]) -> list[dict[str, Any]]:

@@ -12,16 +12,54 @@ replays it with all that happened.
 import random
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mirrorfs import limits
-from mirrorfs.errors import BadMetadata
-from mirrorfs.sim import determinism
-from mirrorfs.sim.world import CHUNK, CHUNK_BLOCKS, Frozen, Operation, World
+from mirrorfs.sim import explore, verbs
+from mirrorfs.sim import world as worlds
+from mirrorfs.sim.crash import Frozen
+from mirrorfs.sim.crashleg import Call
+from mirrorfs.sim.faults import planned
+from mirrorfs.sim.verbs import Operation
+from mirrorfs.sim.violation import Violation
+from mirrorfs.sim.world import CHUNK_BLOCKS
 
 FATES = ('none', 'all', 'd0', 'd1', 'kill', 'tear:1', 'tear:2', 'tear:3')
+
+
+class World(worlds.World):
+    """A world that tests lead by the hand."""
+
+    async def do(self, operation: Operation) -> None:
+        await verbs.perform(self, operation)
+
+    async def run(self, history: Sequence[Operation]) -> None:
+        """Start the volume, perform the operations, stop it."""
+        async with self.running():
+            for operation in history:
+                await self.do(operation)
+            await self.stop()
+
+    async def check_recovery(self) -> None:
+        await self.do(('check',))
+
+    def rest(self, *operation: object) -> None:
+        verbs.prepare(self, operation)
+
+    def go_wrong(self, faults: Mapping[tuple[str, str, int], int]) -> None:
+        """From now on calls fail as planned."""
+        self.plan = planned(faults)
+        self.troubled |= bool(faults)
+
+    @property
+    def calls(self) -> list[Call]:
+        return [item for item in self.trace if isinstance(item, Call)]
+
+    def data_reads(self, since: int = 0) -> int:
+        """Return the bytes of data areas that were read from disks since a step."""
+        return sum(
+            c.length for c in self.calls[since:] if c.kind == 'read' and c.offset >= self.layout.data_offset
+        )
 
 
 @dataclass(frozen=True)
@@ -89,8 +127,8 @@ SCENARIOS = {
         prelude=WROTE,
     ),
     'old-copy': Scenario(
-        [('fail', 1), w(0), ('restore', 1), ('readd', 1), ('quiet',), w(0)],
-        prelude=[w(0), w(B), ('sweep',), ('save', 1), ('fail', 1), ('readd', 1), ('quiet',), w(0), w(2 * B)],
+        [('fail', 1), w(0), ('exchange', 1), ('readd', 1), ('quiet',), w(0)],
+        prelude=[w(0), w(B), ('sweep',), ('copy', 1), ('fail', 1), ('readd', 1), ('quiet',), w(0), w(2 * B)],
     ),
     'grow': Scenario(
         [
@@ -117,42 +155,18 @@ SCENARIOS = {
 }
 
 
-@contextmanager
-def small_windows() -> Iterator[None]:
-    """Recovery goes chunk by chunk and moves its mark after each, so that crashes meet it half way."""
-    before = limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL
-    limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = CHUNK, 1, 0.0
-    try:
-        yield
-    finally:
-        limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = before
-
-
 class Failed(AssertionError):
     """A checker's complaint, with the case that shows it."""
-
-
-def flat(error: BaseException) -> BaseException:
-    """Return the one error that matters in a group of errors: the first that no crash should cause."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [flat(inner) for inner in error.exceptions]
-    # Others follow from a checker's: whoever waits for a keeper that ended is told that it has.
-    return next((leaf for leaf in leaves if isinstance(leaf, AssertionError | BadMetadata)), leaves[0])
 
 
 def simulate(main: Callable[[], Awaitable[None]], seed: int, case: str) -> None:
     """Run `main` deterministically; whatever goes wrong names the case."""
     try:
-        with small_windows():
-            determinism.run(main, seed)
-    except BaseException as error:
-        inner = flat(error)
-        if isinstance(inner, KeyboardInterrupt):
-            raise
+        explore.simulate(main, seed)
+    except Violation as violation:
         known = case.split('/')[0] in SCENARIOS and ' ' not in case
         how = f'replay: .venv/bin/python tests/crashtools.py {case}' if known else f'in the case: {case}'
-        raise Failed(f'{type(inner).__name__}: {inner}\n{how}') from inner
+        raise Failed(f'{violation}\n{how}') from violation
 
 
 def play(name: str, seed: int, freeze_at: Callable[[int], bool] = lambda step: False) -> World:
@@ -174,11 +188,11 @@ def play(name: str, seed: int, freeze_at: Callable[[int], bool] = lambda step: F
 
 def perform(world: World, history: Sequence[Operation], case: str) -> World:
     """Create the world's volume, then perform a history, with the world's faults from then on."""
-    faults, world.faults = world.faults, {}
+    plan, world.plan = world.plan, {}
 
     async def main() -> None:
         await world.make()
-        world.faults = faults
+        world.plan = plan
         await world.run(history)
 
     simulate(main, world.seed, case)

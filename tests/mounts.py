@@ -90,9 +90,7 @@ def sh(command: str, *arguments: str | Path, timeout: float = 60) -> subprocess.
     return run('sh', '-c', command, 'sh', *arguments, timeout=timeout)
 
 
-def cli(
-    *words: str | Path, timeout: float = 60, cwd: Path = PROJECT
-) -> subprocess.CompletedProcess[str]:
+def cli(*words: str | Path, timeout: float = 60, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own: forked from this one, since starting Python is slow.
 
     A traceback is printed and exit code 255, as nothing else gives.

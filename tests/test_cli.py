@@ -106,7 +106,7 @@ BAD_CREATES = {
     'name with newline': Bad("'a\nb' --size 2M --leg fresh", 'cannot be a volume name'),
     'name empty': Bad("'' --size 2M --leg fresh", 'cannot be a volume name'),
     'name long': Bad(f'{"n" * 129} --size 2M --leg fresh', 'cannot be a volume name'),
-    'name not UTF-8': Bad("NOTUTF8 --size 2M --leg fresh", 'cannot be a volume name'),
+    'name not UTF-8': Bad('NOTUTF8 --size 2M --leg fresh', 'cannot be a volume name'),
     'nine legs': Bad('new --size 2M ' + ' '.join(f'--leg f{n}' for n in range(9)), '8 at most'),
     'leg a directory': Bad('new --size 2M --leg fresh --leg DIR', 'neither a regular file nor'),
     'leg a character device': Bad('new --size 2M --leg fresh --leg /dev/null', 'neither a regular file'),

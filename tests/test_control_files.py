@@ -75,10 +75,7 @@ VOLUME_FILES = [
             'replace sync_speed_min sync_speed_max sync_min sync_max mismatch_cnt mismatches'.split()
         )
     ),
-    *(
-        f'bitmap/{name}'
-        for name in 'metadata location chunksize time_base backlog can_clear states'.split()
-    ),
+    *(f'bitmap/{name}' for name in 'metadata location chunksize time_base backlog can_clear states'.split()),
     *(f'legs/0/{name}' for name in 'state path uuid errors recovery_start bad_blocks'.split()),
 ]
 WRITE_ONLY = {'create', 'destroy', 'add', 'remove', 'fail', 're-add', 'replace'}

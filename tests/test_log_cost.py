@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable
 
 import trio
-from crashtools import simulate
+from crashtools import World, simulate
 
 from mirrorfs.intent.states import DIRTY
 from mirrorfs.sim.crashleg import Call
-from mirrorfs.sim.world import CHUNK_BLOCKS, World
+from mirrorfs.sim.world import CHUNK_BLOCKS
 from mirrorfs.volume.volume import Volume
 
 CHUNKS = 40

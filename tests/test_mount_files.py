@@ -542,9 +542,7 @@ class Model:
             assert not any(self.content[hole:end])
 
     def step(self) -> None:
-        name = self.dice.choices(
-            ('write', 'read', 'punch', 'flush', 'grow', 'seek'), (45, 35, 8, 4, 2, 6)
-        )[0]
+        name = self.dice.choices(('write', 'read', 'punch', 'flush', 'grow', 'seek'), (45, 35, 8, 4, 2, 6))[0]
         self.done.append(name)
         getattr(self, name)()
 

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import pytest
 import trio
-from crashtools import B, simulate, w
+from crashtools import B, World, simulate, w
 from test_lane import CHUNK as LANE_CHUNK
 from test_lane import legs, serving, table_over  # noqa: F401
 
@@ -34,7 +34,7 @@ from mirrorfs.mirror.member import Member
 from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
 from mirrorfs.pool import Pool, PoolDirectory
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg, Hook
-from mirrorfs.sim.world import CHUNK, World
+from mirrorfs.sim.world import CHUNK
 from mirrorfs.volume.creation import Request, create
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
 
@@ -411,16 +411,16 @@ def test_a_late_leg_leaves_although_the_caller_gets_an_error() -> None:
             await world.do(w(0))
             world.hang('d2')
             world._calls.clear()
-            world.faults = {('d1', 'write', 1): errno.ENOSPC}
+            world.go_wrong({('d1', 'write', 1): errno.ENOSPC})
             await world.do(w(0))
             assert any('Errno 28' in event for event in world.events)
             assert 2 not in volume.keeper.members
-            world.faults = {}
+            world.go_wrong({})
             world.hung.pop('d2').set()
             for operation in (w(0), w(0), ('flush',)):
                 await world.do(operation)
             world.disks['d2'].release()  # the abandoned call lands on newer data
-            world.check_equal()
+            world.checkers.equal()
 
     simulated(main)
 
@@ -513,15 +513,15 @@ def test_a_write_that_only_a_recovering_leg_took_is_resynced_after_a_restart_wit
                 await trio.lowlevel.checkpoint()
             await world.started.rebuilder.freeze()
             assert volume.record.slots[1].state is LegState.SPARE
-            world.faults = {('d0', 'write', 0): errno.EIO}
+            world.go_wrong({('d0', 'write', 0): errno.EIO})
             await world.do(w(0))
-            world.faults = {}
+            world.go_wrong({})
             assert volume.log.states[0] & NEEDS_RESYNC
             await world.stop()
         async with world.running() as volume:
-            await world.do_quiet()
+            await world.do(('quiet',))
             assert volume.keeper.in_sync == [0, 1]
-            world.check_equal()
+            world.checkers.equal()
 
     simulated(main)
 

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import trio
-from crashtools import SCENARIOS, B, Explorer, Failed, perform, recover, simulate, w
+from crashtools import SCENARIOS, B, Explorer, Failed, World, perform, recover, simulate, w
 
-from mirrorfs.errors import BadMetadata
 from mirrorfs.intent.log import Batch, IntentLog
 from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg
@@ -26,7 +25,7 @@ from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.crashleg import CrashLeg
-from mirrorfs.sim.world import World
+from mirrorfs.sim.violation import Violation
 from mirrorfs.volume import admin, lifecycle
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.lifecycle import Started
@@ -436,7 +435,7 @@ def test_a_planted_bug_is_found(name: str, monkeypatch: Patch) -> None:
     sow(monkeypatch)
     with pytest.raises(Failed) as found:
         search()
-    assert isinstance(found.value.__cause__, AssertionError | BadMetadata), repr(found.value.__cause__)
+    assert isinstance(found.value.__cause__, Violation), repr(found.value.__cause__)
 
 
 def test_the_searches_find_nothing_where_nothing_is_planted() -> None:

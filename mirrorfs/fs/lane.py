@@ -31,7 +31,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -71,6 +71,64 @@ class Request:
     returned: trio.Event | None = None
 
 
+class Running(Protocol):
+    """A thread that was started."""
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+class Poller(Protocol):
+    """Waits until a descriptor can be read."""
+
+    def poll(self, timeout: float) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Channel(Protocol):
+    """One end of the way to pyfuse3; message boundaries are kept."""
+
+    def fileno(self) -> int: ...
+
+    def send(self, message: bytes | memoryview, flags: int) -> int: ...
+
+    def recv_into(self, buffer: memoryview) -> int: ...
+
+    def shutdown(self, how: int) -> None: ...
+
+
+class System:
+    """System calls, clock and threads of lanes and relay; a simulation puts its own in their place.
+
+    The calls are the os module's functions themselves: a lane binds them once and nothing is between.
+    """
+
+    def __init__(self) -> None:
+        self.readv: Callable[[int, list[bytearray]], int] = os.readv
+        self.write: Callable[[int, bytes | memoryview], int] = os.write
+        self.writev: Callable[[int, tuple[bytes | bytearray | memoryview, ...]], int] = os.writev
+        self.pwrite: Callable[[int, memoryview, int], int] = os.pwrite
+        self.preadv: Callable[[int, tuple[memoryview, ...], int, int], int] = os.preadv
+        self.clock: Callable[[], float] = time.perf_counter
+
+    def poller(self, fd: int) -> Poller:
+        epoll = select.epoll()
+        epoll.register(fd, select.EPOLLIN)
+        return epoll
+
+    def channel(self) -> tuple[Channel, Channel]:
+        """Return the two ends of the way to pyfuse3."""
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in pair:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        return pair
+
+    def start(self, name: str, run: Callable[[], None]) -> Running:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+
 class Lane:
     """One thread that serves the descriptor, until unmounted or superseded."""
 
@@ -81,17 +139,17 @@ class Lane:
         self.out = memoryview(bytearray(wire.OUT_HEADER.size + limits.REQUEST_MAX))
         self.unique = 0
         """The request that is being looked at, for an answer if that goes wrong."""
-        self._epoll = select.epoll()
-        self._epoll.register(gateway.fuse, select.EPOLLIN)
-
-        self._thread = threading.Thread(target=self._run, name='lane', daemon=True)
+        self._pwrite, self._preadv = gateway.system.pwrite, gateway.system.preadv
+        self._poller = gateway.system.poller(gateway.fuse)
+        self._thread: Running | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = self.gateway.system.start('lane', self._run)
 
     def join(self, seconds: float) -> None:
         """Wait until the lane has ended, or it becomes clear that it hangs."""
-        self._thread.join(seconds)
+        if self._thread:
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
@@ -109,12 +167,13 @@ class Lane:
         except _Superseded as end:
             self.gateway.tell(self.gateway.lane_returned, end.ticket)
         finally:
-            self._epoll.close()
+            self._poller.close()
 
     def _serve(self) -> None:
         gateway, ticket = self.gateway, self.ticket
         fuse, tables = gateway.fuse, gateway.tables
-        readv, write, clock = os.readv, os.write, time.perf_counter
+        system = gateway.system
+        readv, write, clock = system.readv, system.write, system.clock
         unpack_header = wire.IN_HEADER.unpack_from
         unpack_rw = wire.WRITE_IN.unpack_from
         pack_written = wire.WRITE_REPLY.pack
@@ -182,13 +241,13 @@ class Lane:
 
     def _write(self, table: HotTable, targets: tuple[Any, ...], call: Ticket, data: memoryview) -> bool:
         """Write to all legs in order; False if one fails, which trio then deals with from the start."""
-        offset, size = call[_OFFSET], call[_SIZE]
+        offset, size, pwrite = call[_OFFSET], call[_SIZE], self._pwrite
         for fd, base, slot in targets:
             call[_SLOT] = slot
             if not self.ticket:
                 raise _Superseded(call)
             try:
-                if os.pwrite(fd, data, base + offset) != size:
+                if pwrite(fd, data, base + offset) != size:
                     return False
             except OSError:
                 return False
@@ -209,7 +268,7 @@ class Lane:
             if not self.ticket:
                 raise _Superseded(call)
             try:
-                if os.preadv(fd, (reply[wire.OUT_HEADER.size :],), base + offset, flags) != size:
+                if self._preadv(fd, (reply[wire.OUT_HEADER.size :],), base + offset, flags) != size:
                     return None
             except OSError:
                 return None
@@ -239,7 +298,7 @@ class Lane:
     def _wait(self) -> bool:
         """Sleep until there is a request; return False if this lane is no longer wanted."""
         self.gateway.flush_backlog()
-        self._epoll.poll(_NOT_READY / 1000)
+        self._poller.poll(_NOT_READY / 1000)
         return self.gateway.lane is self
 
 
@@ -265,9 +324,7 @@ def as_request(call: Ticket) -> Request:
 
 _GONE = (errno.ENOENT, errno.ENODEV)
 """A reply meets this when its caller was killed, or the mount is gone."""
-_OURS = frozenset(
-    (wire.FUSE_READ, wire.FUSE_WRITE, wire.FUSE_FSYNC, wire.FUSE_FALLOCATE, wire.FUSE_LSEEK)
-)
+_OURS = frozenset((wire.FUSE_READ, wire.FUSE_WRITE, wire.FUSE_FSYNC, wire.FUSE_FALLOCATE, wire.FUSE_LSEEK))
 
 
 def _allowed(table: HotTable, offset: int, size: int, permission: int) -> bool:
@@ -299,8 +356,10 @@ class Gateway:
         *,
         poll_seconds: float = limits.LANE_POLL,
         stuck_seconds: float = limits.LANE_STUCK,
+        system: System | None = None,
     ) -> None:
         self.fuse = fuse
+        self.system = system or System()
         self.tables: dict[int, HotTable] = {}
         """Node number (inode) of each served image to its hot table."""
         self.tuning: dict[int, Callable[[memoryview], None]] = {}
@@ -317,16 +376,13 @@ class Gateway:
         self._returned: dict[int, trio.Event] = {}
         self._backlog: deque[bytes] = deque()
         self._buffers: list[bytearray] = []
-        near, self.far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (near, self.far):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        self._near = near
+        self._near, self.far = self.system.channel()
         self.lane = Lane(self)
 
     def start(self) -> None:
         """Begin to serve."""
         self.lane.start()
-        threading.Thread(target=self._relay, name='relay', daemon=True).start()
+        self.system.start('relay', self._relay)
 
     def close(self) -> None:
         """Stop: the lane ends once it is idle, the relay at once; pyfuse3 sees the end of its requests.
@@ -388,7 +444,7 @@ class Gateway:
         """Answer a request: a body, or an errno.  From any thread."""
         header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), -error, unique)
         try:
-            os.writev(self.fuse, (header, body))
+            self.system.writev(self.fuse, (header, body))
         except OSError as failure:
             if failure.errno not in _GONE:
                 raise
@@ -406,7 +462,7 @@ class Gateway:
             if tune and length >= 32:
                 tune(reply)
             try:
-                os.write(self.fuse, reply)
+                self.system.write(self.fuse, reply)
             except OSError as error:
                 if error.errno not in _GONE:
                     log.error('reply to request %d refused: %s', unique, error)

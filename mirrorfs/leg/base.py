@@ -5,7 +5,7 @@ All of them pass tests/test_leg_conformance.py.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
@@ -46,6 +46,14 @@ class Leg(Protocol):
         """
         ...
 
+    async def drop_cache(self) -> None:
+        """Forget what is cached and clean, so that reads show the medium.  To be called after a flush.
+
+        A flush that failed before, in a process that is gone, left pages that look clean and were never
+        written; only who was told of that failure knew.
+        """
+        ...
+
     async def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros, giving its space back where the leg can."""
         ...
@@ -71,6 +79,29 @@ class Leg(Protocol):
 
     def close(self) -> None:
         """Let go of the leg.  Calls not yet begun fail with ECANCELED; those under way end by themselves."""
+        ...
+
+
+@runtime_checkable
+class LaneLeg(Protocol):
+    """What a Leg has besides, if the data lane may read and write it by itself (see `mirrorfs.fs.lane`).
+
+    No properties here: looking whether a leg is one must not call the system.
+    """
+
+    fd: int
+    """What the lane's calls go to; stays open while any of them is under way."""
+
+    def nowait(self) -> int:
+        """Return the flag for reads that are not to wait for a disk; 0 where there is none."""
+        ...
+
+    def lane_stays(self) -> None:
+        """A lane was superseded while in a call on this leg: count it among `calls`."""
+        ...
+
+    def lane_returned(self) -> None:
+        """Such a call has come back."""
         ...
 
 

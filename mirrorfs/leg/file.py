@@ -31,7 +31,10 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 class FileLeg:
-    """A leg behind a file descriptor.  See `mirrorfs.leg.base.Leg`; all I/O goes through threads."""
+    """A leg behind a file descriptor, for the lane too.  See `mirrorfs.leg.base`.
+
+    All I/O of trio's goes through threads.
+    """
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
@@ -47,7 +50,7 @@ class FileLeg:
         self._flushing = threading.Lock()
         self._lost: OSError | None = None
         self.lane_calls = 0
-        """Calls of a superseded lane that have not returned (see mirrorfs.fs.lane)."""
+        """Calls of superseded lanes that have not returned."""
         self._closed = False
 
     @property
@@ -102,6 +105,9 @@ class FileLeg:
                     self._lost = error
             if self._lost is not None:
                 raise self._lost
+
+    async def drop_cache(self) -> None:
+        await self._workers.run(os.posix_fadvise, self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     async def zero(self, offset: int, length: int) -> None:
         await self._workers.run(self._zero, offset, length)
@@ -165,8 +171,20 @@ class FileLeg:
             os.ftruncate(self.fd, size)
         return not self.is_device
 
+    def nowait(self) -> int:
+        """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
+        try:
+            os.preadv(self.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return 0
+        return os.RWF_NOWAIT
+
+    def lane_stays(self) -> None:
+        self.lane_calls += 1
+
     def lane_returned(self) -> None:
-        """A superseded lane's call on this leg has come back."""
         self.lane_calls -= 1
         self._close_when_idle()
 

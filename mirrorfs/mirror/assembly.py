@@ -7,7 +7,7 @@ leg at hand reaches the pool's events, only stale ones are left and the volume i
 
 import errno
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mirrorfs.errors import Refused
@@ -22,7 +22,8 @@ class Plan:
     `record`: the truth to start from.  `members`: slots whose legs are at hand and count (or go on being
     recovered).  `absent`: slots that still count but have no usable leg; they are recorded as MISSING
     before anything is written.  `returning`: stale legs at hand that may safely be re-added by themselves.
-    `stale`: legs at hand that need an admin's word, with the reason.
+    `stale`: legs at hand that need an admin's word, with the reason.  `forced`: what the legs that are left
+    out have of their own was given up.
     """
 
     record: VolumeRecord
@@ -30,10 +31,15 @@ class Plan:
     absent: tuple[int, ...]
     returning: tuple[int, ...]
     stale: Mapping[int, str]
+    forced: bool = False
 
 
 def assemble(
-    pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int = 0, force: bool = False
+    pool: VolumeRecord,
+    legs: Mapping[int, VolumeRecord],
+    now_us: int = 0,
+    force: bool = False,
+    new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
 ) -> Plan:
     """Decide.  `legs` maps slot numbers to what the leg with that slot's UUID says of the volume.
 
@@ -56,7 +62,7 @@ def assemble(
     if not current:
         if not force:
             raise Refused(errno.EIO, _stale(pool, legs))
-        return _forced(pool, legs, now_us)
+        return _forced(pool, legs, now_us, new_uuid())
     truth = _with_pool_facts(truth, pool)
     for number in legs.keys() - kin.keys():
         truth = _given_up(truth, number)
@@ -88,13 +94,13 @@ def _counts(leg: VolumeRecord, truth: VolumeRecord, pool: VolumeRecord) -> bool:
     return leg.events >= pool.events and kinship(leg.lineage, truth.lineage) is not Kinship.CONFLICT
 
 
-def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int) -> Plan:
+def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int, generation: uuid.UUID) -> Plan:
     if not legs:
         raise Refused(errno.EIO, f'{pool.name}: no leg is at hand, so there is nothing to force')
     best = max(legs, key=lambda n: (legs[n].slots[n].state is LegState.IN_SYNC, legs[n].events, -n))
     record = _with_pool_facts(legs[best], pool)
     record = record.but(events=max(record.events, pool.events) + 1)
-    record = new_generation(record, uuid.uuid4(), now_us)
+    record = new_generation(record, generation, now_us)
     for number, slot in enumerate(record.slots):
         if number == best:
             record = record.with_slot(number, slot.but(state=LegState.IN_SYNC, full=False, mark=0))
@@ -102,7 +108,7 @@ def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int) -
             record = _given_up(record, number)
     left = 'was left behind by --force; re-add it to overwrite it'
     stale = {number: left for number in legs if number != best}
-    return Plan(record, (best,), (), (), stale)
+    return Plan(record, (best,), (), (), stale, forced=True)
 
 
 def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:

@@ -210,9 +210,7 @@ class Keeper:
             gone = sorted(self.absent)
             self.absent.clear()
             # `leave` counts the event, and tracks the legs since the events that they last had.
-            self.record = membership.leave(
-                self.record, gone, LegState.MISSING, self.new_uuid(), self.clock()
-            )
+            self.record = membership.leave(self.record, gone, LegState.MISSING, self.new_uuid(), self.clock())
             self.mark_missed()
         else:
             self.record = self.record.but(events=self.record.events + 1)

@@ -16,6 +16,7 @@ import trio
 from mirrorfs.errors import LegError
 from mirrorfs.leg.base import Buffer
 from mirrorfs.limits import PAGE, SECTOR
+from mirrorfs.sim.violation import Violation
 
 _ZEROS = bytes(PAGE)
 
@@ -54,6 +55,22 @@ class Medium:
                 part = old[:skip] + part + old[skip + step :]
             self._pages[number] = part
             at += step
+
+    def extents(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return the (offset, length) parts of a range that lie in pages with anything but zeros."""
+        found: list[tuple[int, int]] = []
+        for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
+            start, end = max(offset, number * PAGE), min(offset + length, (number + 1) * PAGE)
+            if self.page(number) == _ZEROS:
+                continue
+            if found and sum(found[-1]) == start:
+                start = found.pop()[0]
+            found.append((start, end - start))
+        return found
+
+    def digest(self) -> int:
+        """Return a number that is equal for equal content."""
+        return hash(frozenset((at, page) for at, page in self._pages.items() if page != _ZEROS))
 
     def same(self, other: 'Medium', offset: int, length: int) -> bool:
         """Whether two media hold the same in a range of whole pages."""
@@ -117,12 +134,25 @@ class CrashDisk:
     """Abandoned calls, which stay counted and may reach the disk after all: (leg, offset, data)."""
     unconfirmed: set[int] = field(default_factory=set)
     """Offsets of writes whose issuer was not told that they are durable."""
+    lost: bool = False
+    """Whether a failed flush lost something."""
+    holder: 'CrashLeg | None' = None
+    """Who has it open."""
     changes: int = 0
     """Grows with every change of the other fields."""
 
     def __post_init__(self) -> None:
         self.durable = Medium(self.size)
         self.visible = Medium(self.size)
+
+    def enter(self, span: tuple[int, int]) -> None:
+        """A write of (start, end) is under way from now until `leave`; invariant 5 is that none overlap."""
+        if any(start < span[1] and span[0] < end for start, end in self.in_flight):
+            raise Violation('one-order', f'two writes in flight overlap on {self.name} at {span[0]}')
+        self.in_flight.append(span)
+
+    def leave(self, span: tuple[int, int]) -> None:
+        self.in_flight.remove(span)
 
     def write(self, offset: int, data: bytes) -> Pending:
         if offset + len(data) > self.visible.size:
@@ -145,6 +175,19 @@ class CrashDisk:
         self.pending = earlier + later
         self.durable.write(write.offset, write.data)
 
+    def lose(self) -> None:
+        """A flush has failed: what it should have written looks clean, and will never be durable."""
+        self.changes += 1
+        self.lost |= bool(self.pending)
+        self.pending.clear()
+
+    def drop_cache(self) -> None:
+        """What is visible is what the medium holds, and what still waits to be written to it."""
+        self.changes += 1
+        self.visible = self.durable.copy()
+        for write in self.pending:
+            self.visible.write(write.offset, write.data)
+
     def flush(self, last: int) -> None:
         """Writes up to number `last`, the newest when the flush began, are durable."""
         self.changes += 1
@@ -156,17 +199,21 @@ class CrashDisk:
     def release(self) -> None:
         """Abandoned calls end at last: what they had to write is written."""
         for leg, offset, data in self.late:
-            leg.calls -= 1
             if data:
                 self.write(offset, data)
+            leg._ended()
         self.late.clear()
 
     def copy(self) -> 'CrashDisk':
         """Return the disk as it is: what a process that was killed leaves behind."""
         after = CrashDisk(self.name, self.size)
         after.durable, after.visible = self.durable.copy(), self.visible.copy()
-        after.pending, after.writes = list(self.pending), self.writes
+        after.pending, after.writes, after.lost = list(self.pending), self.writes, self.lost
         return after
+
+    def digest(self) -> int:
+        """Return a number that is equal for media of equal content."""
+        return self.durable.digest()
 
     def cut(self, choose: 'Chooser') -> 'CrashDisk':
         """Return the disk after a power cut; `choose` gives the (start, end) parts that each write keeps."""
@@ -241,11 +288,15 @@ class CrashLeg:
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
         call = Call(self.disk.name, 'write', offset, len(data), durable, bytes(data) == bytes(len(data)))
         span = (offset, offset + len(data))
-        overlaps = any(start < span[1] and span[0] < end for start, end in self.disk.in_flight)
-        assert not overlaps, f'two writes in flight overlap on {self.disk.name} at {offset}'
-        self.disk.in_flight.append(span)
+        self.disk.enter(span)
         try:
-            await self._step(call, bytes(data))
+            try:
+                await self._step(call, bytes(data))
+            except OSError as error:
+                done = getattr(error, 'done', 0)  # of a short write
+                if done:
+                    self.disk.write(offset, bytes(data[:done]))
+                raise
             write = self.disk.write(offset, bytes(data))
             self.disk.unconfirmed.add(offset)
             await self._step(call)
@@ -253,7 +304,7 @@ class CrashLeg:
                 self.disk.settle(write)
                 self.disk.unconfirmed.discard(offset)
         finally:
-            self.disk.in_flight.remove(span)
+            self.disk.leave(span)
 
     async def flush(self) -> None:
         call = Call(self.disk.name, 'flush')
@@ -266,8 +317,13 @@ class CrashLeg:
                 await self._step(call)
             except OSError as error:
                 self._lost = error
+                self.disk.lose()
                 raise
             self.disk.flush(covered)
+
+    async def drop_cache(self) -> None:
+        await self._step(Call(self.disk.name, 'drop-cache'))
+        self.disk.drop_cache()
 
     async def zero(self, offset: int, length: int) -> None:
         await self.write(offset, bytes(length))
@@ -276,7 +332,8 @@ class CrashLeg:
         pass
 
     async def extents(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
-        return [(offset, length)]
+        await self._step(Call(self.disk.name, 'extents', offset, length))
+        return self.disk.visible.extents(offset, length)
 
     async def erase(self, offset: int, length: int) -> bool:
         await self.write(offset, bytes(length))
@@ -289,6 +346,12 @@ class CrashLeg:
 
     def close(self) -> None:
         self.closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Free the disk for others once it is closed and no call on it is under way."""
+        if self.closed and not self.calls:
+            self.disk.holder = None if self.disk.holder is self else self.disk.holder
 
     async def _step(self, call: Call, data: bytes = b'') -> None:
         if self.closed:
@@ -300,6 +363,10 @@ class CrashLeg:
             self.disk.late.append((self, call.offset, data))
             raise
         except BaseException:
-            self.calls -= 1
+            self._ended()
             raise
+        self._ended()
+
+    def _ended(self) -> None:
         self.calls -= 1
+        self._let_go()

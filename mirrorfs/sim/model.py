@@ -7,7 +7,7 @@ Values are checked sector by sector, since a power cut tears writes at sectors.
 
 import functools
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mirrorfs.limits import SECTOR
 
@@ -34,7 +34,10 @@ class Model:
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
-        self.writes: list[list[Write]] = [[Write(0, range(blocks), 0, 0, True)] for _ in range(blocks)]
+        first = Write(0, range(blocks), 0, 0, True)
+        self.writes: list[list[Write]] = [[first] for _ in range(blocks)]
+        self._reads: list[tuple[int, list[int]] | None] = [None] * blocks
+        """For each block when a read of it ended last, and what it saw."""
         self._now = 1
         self._tag = 0
 
@@ -42,19 +45,27 @@ class Model:
         """Return a model that forgets nothing and shares nothing."""
         other = Model(0)
         other.blocks, other._now, other._tag = self.blocks, self._now, self._tag
-        twins: dict[int, Write] = {}
-        for history in self.writes:
-            for write in history:
-                if id(write) not in twins:
-                    twins[id(write)] = replace(write)
+        everyone = {id(write): write for history in self.writes for write in history}
+        twins = {
+            key: Write(w.tag, w.blocks, w.began, w.acked, w.durable, w.doubtful)
+            for key, w in everyone.items()
+        }
         other.writes = [[twins[id(write)] for write in history] for history in self.writes]
+        other._reads = list(self._reads)
         return other
+
+    def digest(self) -> int:
+        """Return a number that is equal for equal promises."""
+        return hash(
+            tuple(frozenset((w.tag, w.durable, w.acked == NEVER) for w in history) for history in self.writes)
+        )
 
     def grow(self, blocks: int) -> None:
         """There may be more blocks from now on; they hold zeros."""
         now = self.tick()
         for block in range(self.blocks, blocks):
             self.writes.append([Write(0, range(block, block + 1), now, now, True)])
+            self._reads.append(None)
         self.blocks = max(self.blocks, blocks)
 
     def tick(self) -> int:
@@ -98,7 +109,20 @@ class Model:
             for write in history:
                 write.doubtful |= write.acked == NEVER or (power and not write.durable)
                 write.acked = min(write.acked, now)
+        self._reads = [None] * self.blocks
         self.tick()
+
+    def read(self, block: int, began: int, seen: list[int]) -> list[int] | None:
+        """A read that began at `began` has seen a block; return what it must have seen by an earlier read.
+
+        None where a write was under way since that began, or there was no such read.
+        """
+        before, self._reads[block] = self._reads[block], (self.tick(), seen)
+        if before is None or before[0] > began:
+            return None
+        since, expected = before
+        quiet = all(write.acked < since for write in self.writes[block])
+        return expected if quiet else None
 
     def visible(self, block: int, now: int) -> set[int]:
         """Return the tags that a read which began at `now` may see."""
@@ -116,6 +140,14 @@ class Model:
         kept = [write for write in self.writes[block] if write.tag in tags]
         now = self.tick()
         self.writes[block] = [Write(write.tag, range(block, block + 1), now, now, True) for write in kept]
+
+    def give_up(self, block: int, tags: list[int]) -> None:
+        """Somebody decided that this is what the block holds, whatever was promised."""
+        now = self.tick()
+        self.writes[block] = [
+            Write(tag, range(block, block + 1), now, now, True) for tag in sorted(set(tags))
+        ]
+        self._reads[block] = None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,39 +1,78 @@
-"""A small world for a volume: crash disks, a pool, faults at chosen calls, checkers, and frozen moments.
+"""A small world for a volume: crash disks, the pool's files, faults at chosen calls, and a clock.
 
-`World.run` performs a history of operations on the real volume code.  At every leg call and pool write (a
-*step*) the checkers look at what is durable, and the world may be frozen: `Frozen.restart` is the world
-after a power cut, or after the process was killed, at that moment.  Checkers raise AssertionError.
+The real pool and volume code runs in it (`running`); `mirrorfs.sim.verbs` are the operations of histories.
+At every leg call and pool file operation (a *step*) the checkers look at what is durable, and the world may
+be frozen: `mirrorfs.sim.crash.Frozen.restart` is the world after a power cut, or after the process was
+killed, at that moment.
 """
 
 import errno
-import functools
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
 
-import numpy as np
 import trio
 
-from mirrorfs.errors import BadMetadata, Refused
-from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
-from mirrorfs.leg.base import Leg
+from mirrorfs import pool as pools
+from mirrorfs.errors import Refused
+from mirrorfs.events import EventLog
+from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
-from mirrorfs.mirror import membership
-from mirrorfs.mirror.formatting import read_super
-from mirrorfs.model import LegState, VolumeRecord
-from mirrorfs.sim.crashleg import Call, Chooser, CrashDisk, CrashLeg, keep_all, keep_none, keep_some
-from mirrorfs.sim.model import BLOCK, Model, Write, tags
+from mirrorfs.model import VolumeRecord
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of
+from mirrorfs.sim.crash import Frozen
+from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
+from mirrorfs.sim.faults import Fault, Key, planned
+from mirrorfs.sim.model import Model
+from mirrorfs.sim.poolfiles import Inode, SimFiles
+from mirrorfs.sim.violation import Violation
 from mirrorfs.volume.admin import Admin
-from mirrorfs.volume.creation import Request, create
-from mirrorfs.volume.lifecycle import Found, Settings, Started, start
+from mirrorfs.volume.creation import Request
+from mirrorfs.volume.lifecycle import Settings, Started
 from mirrorfs.volume.volume import Volume
 
-CHUNK = 64 << 10
-CHUNK_BLOCKS = CHUNK // BLOCK
 TIMEOUT = 3.0
-Operation = tuple[object, ...]
+PAUSES = (0, 0, 1, 3)
+PATIENCE = 7200.0
+"""Virtual seconds within which everything ends."""
+_POOL = '/pool'
+_DEFINITION = '/pool/volumes/v.json'
+
+
+class Port(Protocol):
+    """Where requests for bytes go in: the volume itself, or the data lane before it."""
+
+    async def write(self, offset: int, data: Buffer) -> None: ...
+    async def read(self, offset: int, length: int) -> Buffer: ...
+    async def flush(self) -> None: ...
+    async def discard(self, offset: int, length: int) -> None: ...
+
+
+class SimEvents(EventLog):
+    """Events go to the world's trace; one that tells of a defect ends the run."""
+
+    def __init__(self, world: 'World') -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, word: str, volume: str = '', device: str = '', text: str = '') -> None:
+        self._world.say(' '.join(part for part in (word, device, text) if part))
+        if word == 'SpareActive':  # whatever it held has been overwritten
+            name = device.rsplit('/', 1)[-1]
+            for marks in (
+                self._world.tainted,
+                self._world.foreign,
+                self._world.apart,
+                self._world.unreadable,
+            ):
+                marks.discard(name)
+        if text.startswith('unexpected error'):
+            raise Violation('defect', text)
 
 
 @dataclass
@@ -44,60 +83,95 @@ class World:
     legs: int = 2
     seed: int = 0
     logged: bool = True
-    faults: dict[tuple[str, str, int], int] = field(default_factory=dict)
-    """(disk, kind of call, nth such call) to errno; nth 0 for every call."""
+    faults: Mapping[Key, int | Fault] = field(default_factory=dict)
     freeze_at: Callable[[int], bool] = lambda step: False
     """Which steps to keep in `frozen`."""
-    disks: dict[str, CrashDisk] = field(default_factory=dict)
-    away: set[str] = field(default_factory=set)
-    """Disks that are not there: not found at a start, not opened."""
     sharing: int | None = None
     """The filesystem that all disks are on, if they share one."""
-    pool: VolumeRecord | None = None
-    model: Model = field(init=False)
-    steps: int = 0
-    frozen: list['Frozen'] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    trace: list[Call] = field(default_factory=list)
-    """Every step, in order."""
+    lane: bool = False
+    """Whether requests go through the data lane."""
+    pauses: tuple[int, ...] = PAUSES
+    """How many turns of the scheduler a call may take."""
 
     def __post_init__(self) -> None:
+        self.made_with = self.chunks
+        self.plan = planned(self.faults)
         self.rng = random.Random(self.seed)
         self.model = Model(self.chunks * CHUNK_BLOCKS)
-        self.size = self.chunks * CHUNK
-        self.layout = wibm.new_layout(self.size, CHUNK)
-        self._log_offsets = [self.layout.page_offset(0, copy) for copy in (0, 1)]
-        self.now_us = 1_000_000
-        self._calls: dict[tuple[str, str], int] = {}
-        self._saved: dict[str, CrashDisk] = {}
-        self.started: Started | None = None
-        self._looked_at: object = None
-        self.hung: dict[str, trio.Event] = {}
+        self.layout = _layout(self.chunks)
+        self.uuid = uuid.UUID(int=0)
+        self.disks: dict[str, CrashDisk] = {}
+        self.files = SimFiles()
+        self.mount_files()
+        self.away: set[str] = set()
+        """Disks that are not there: not found at a start, not opened."""
+        self.gone: set[str] = set()
+        """Disks that fail every call."""
         self.tainted: set[str] = set()
-        """Disks whose content somebody replaced: what they say of themselves is not checked."""
+        """Disks whose content somebody replaced by an older one: what they say is not checked."""
+        self.foreign: set[str] = set()
+        """Disks of another volume."""
+        self.apart: set[str] = set()
+        """Disks that were written without the others' knowledge: a split brain."""
+        self.unreadable: set[str] = set()
+        """Disks whose superblocks are gone."""
+        self.force = False
+        self.saved: dict[str, CrashDisk] = {}
+        self.saved_pool: tuple[SimFiles, Model, int] | None = None
+        self.acknowledged = self.written_apart = 0
+        """Writes: since the pool in use is in use, and in the other host's meanwhile (see `verbs`)."""
+        self.remembered: object = None
+        self.at_rest = False
+        """Whether the last run of the pool ended with a clean stop."""
+        self.hosts_apart = False
+        """Whether the other host has not been met again; a crash would leave open whose promises hold."""
+        self.other_model: Model | None = None
+        self.troubled = False
+        """Whether anything was planned to go wrong since the start."""
+        self.remade = False
+        """Whether this is the world after a crash or a stop."""
+        self.steps = 0
+        self.frozen: list[Frozen] = []
+        self.events: list[str] = []
+        self.trace: list[Call | str] = []
+        """Every step and everything said, in order."""
+        self.tally: Counter[str] = Counter()
+        """What was done, and what went wrong by plan."""
+        self.now_us = 1_000_000
+        self.hung: dict[str, trio.Event] = {}
+        self.started: Started | None = None
+        self.refused = ''
+        self.checkers = Checkers(self)
+        self._calls: dict[tuple[str, str], int] = {}
         self.settings = Settings(TIMEOUT, self._clock, lambda: uuid.UUID(int=self.rng.getrandbits(128)))
+
+    def mount_files(self) -> None:
+        self.files.arrive = self._file_step
+        self.files.pauses = lambda: self.rng.choice(self.pauses)
 
     def _clock(self) -> int:
         self.now_us += 1
         return self.now_us
 
-    # What the volume code sees
+    def say(self, line: str) -> None:
+        self.events.append(line)
+        self.trace.append(line)
 
-    async def save(self, record: VolumeRecord) -> None:
-        """The pool's store: atomic, so a power cut leaves the old record or the new one."""
-        await self.hook(Call('pool', 'save'))
-        self.pool = record
-        await self.hook(Call('pool', 'saved'))
+    # What the volume code sees
 
     async def open(self, path: str, *, create_size: int = 0) -> tuple[Leg, bool]:
         await trio.lowlevel.checkpoint()
         name = path.rsplit('/', 1)[-1]
         created = name not in self.disks
-        if name in self.away or (created and not create_size):
+        if name in self.away | self.gone or (created and not create_size):
             raise Refused(errno.ENOENT, f'{path} is not there')
         if created:
             self.disks[name] = CrashDisk(name, create_size)
-        return CrashLeg(self.disks[name], self.hook, sharing=self.sharing), created
+        disk = self.disks[name]
+        if disk.holder:
+            raise Refused(errno.EBUSY, f'{path} is in use')
+        disk.holder = leg = CrashLeg(disk, self.hook, sharing=self.sharing)
+        return leg, created
 
     async def require_blank(self, leg: Leg) -> None:
         pass
@@ -106,541 +180,216 @@ class World:
         del self.disks[leg.path.rsplit('/', 1)[-1]]
 
     async def hook(self, call: Call) -> None:
-        """Every leg call and pool write passes here: check, freeze, fail, pause."""
-        self.check_step(call)
-        self.steps += 1
-        self.trace.append(call)
-        if self.freeze_at(self.steps):
-            self.frozen.append(self.freeze())
-        for kind in (call.kind, 'any'):
-            nth = self._calls[call.disk, kind] = self._calls.get((call.disk, kind), 0) + 1
-            code = self.faults.get((call.disk, kind, nth)) or self.faults.get((call.disk, kind, 0))
-            if code:
-                raise OSError(code, f'planned fault on {call.disk}')
+        """Every leg call passes here: check, freeze, fail, pause."""
+        fault = self.arrive(call)
+        if fault and fault.what == 'slow':
+            await trio.sleep(fault.seconds)
+        elif fault and fault.what == 'hang' and call.disk not in self.hung:
+            self.hang(call.disk, fault.seconds)
         while call.disk in self.hung:
             await self.hung[call.disk].wait()
-        for _ in range(self.rng.choice((1, 1, 2, 5))):
+        for _ in range(self.rng.choice(self.pauses)):
             await trio.lowlevel.checkpoint()
 
-    def hang(self, disk: str) -> None:
-        """From now on no call on a disk returns."""
+    def arrive(self, call: Call) -> Fault | None:
+        """A call is about to take effect.  Raises OSError for a planned error; returns another fault."""
+        self.checkers.step(call)
+        self.steps += 1
+        self.trace.append(call)
+        if self.freeze_at(self.steps) and not self.hosts_apart:
+            self.frozen.append(self.freeze())
+        if call.disk in self.gone:
+            raise OSError(errno.ENODEV, f'{call.disk} is gone')
+        return self._fault(call) if self.plan else None
+
+    def _fault(self, call: Call) -> Fault | None:
+        found: Fault | None = None
+        for kind in (call.kind, 'any'):
+            nth = self._calls[call.disk, kind] = self._calls.get((call.disk, kind), 0) + 1
+            found = found or self.plan.get((call.disk, kind, nth)) or self.plan.get((call.disk, kind, 0))
+        if found is None:
+            return None
+        self.tally[f'fault {found.what}'] += 1
+        self.trace.append(f'fault: {found.what} on {call.disk}')
+        if found.what == 'short' and call.kind == 'write' and call.length >= 1024:
+            raise ShortWrite(call.length // 2 // 512 * 512)
+        if found.what == 'gone':
+            self.gone.add(call.disk)
+        if found.what in ('error', 'short', 'gone'):
+            raise OSError(found.code, f'planned fault on {call.disk}')
+        return found
+
+    def _file_step(self, kind: str, length: int) -> None:
+        fault = self.arrive(Call('pool', kind, 0, length))
+        if fault:  # a pool that hangs is outside what is promised
+            raise OSError(fault.code, 'planned fault on the pool')
+
+    def hang(self, disk: str, seconds: float = 0.0) -> None:
+        """From now on no call on a disk returns, until `release` or, unless 0, for so long."""
         self.hung[disk] = trio.Event()
+        if seconds:
+            self._nursery.start_soon(self._release_later, disk, seconds)
+        self.troubled = True
 
     def release(self, disk: str) -> None:
         """The disk answers again; calls that were abandoned meanwhile take effect now."""
         self.hung.pop(disk).set()
         self.disks[disk].release()
 
-    def emit(self, word: str, volume: str, device: str = '', text: str = '') -> None:
-        self.events.append(f'{word} {device} {text}'.strip())
+    async def _release_later(self, disk: str, seconds: float) -> None:
+        await trio.sleep(seconds)
+        if disk in self.hung:
+            self.release(disk)
 
     # Running
 
     async def make(self) -> None:
         """Create the volume, with everything durable."""
-        request = Request('v', self.size, [f'/sim/d{n}' for n in range(self.legs)], CHUNK, self.logged)
-        self.pool = await create(request, self, self.settings)
+        self.files.visible['/pool/mirrorfs.json'] = self.files.durable['/pool/mirrorfs.json'] = Inode()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            running = self._new_pool()
+            await running.start(nursery)
+            legs = [f'/sim/d{number}' for number in range(self.legs)]
+            await running.create(Request('v', self.chunks * CHUNK, legs, CHUNK, self.logged))
+            await self.stop()
+            nursery.cancel_scope.cancel()
+        self.started = None
         for disk in self.disks.values():
             disk.flush(disk.writes)
+        self.uuid = self.pool.uuid
         self.steps = 0
         self._calls.clear()
         self.trace.clear()
         self.frozen.clear()
 
-    async def run(self, history: Sequence[Operation]) -> None:
-        """Start the volume, perform the operations, stop it."""
-        async with self.running():
-            for operation in history:
-                await self.do(operation)
-            await self.stop()
+    def _new_pool(self) -> pools.Pool:
+        directory = pools.PoolDirectory(_POOL, self.files)
+        self.running_pool = pools.Pool(directory, self, SimEvents(self), self.settings)
+        self.running_pool.on_start = self._on_start
+        return self.running_pool
+
+    def _on_start(self, entry: pools.Entry) -> None:
+        """The volume has decided who its legs are, and has written nothing yet."""
+        assert entry.started
+        self.started = entry.started
+        self.port: Port = self.volume
+        self.uuid = self.volume.record.uuid
+        self.chunks = self.volume.record.chunks  # a growth may have been under way
+        if self.remade:
+            self.checkers.doubt()
 
     @asynccontextmanager
     async def running(self, *, force: bool = False) -> AsyncGenerator[Volume, None]:
         """The volume runs, and is left alone at the end as by a killed process, unless it was stopped."""
-        async with trio.open_nursery() as nursery:
-            yield await self.begin(nursery, force=force)
-            nursery.cancel_scope.cancel()
+        with trio.move_on_after(PATIENCE) as scope:
+            async with trio.open_nursery() as nursery:
+                yield await self.begin(nursery, force=force)
+                nursery.cancel_scope.cancel()
         self.started = None
+        if scope.cancelled_caught:
+            raise Violation('bounded', f'not done after {PATIENCE:g} virtual seconds')
 
     async def begin(self, nursery: trio.Nursery, *, force: bool = False) -> Volume:
-        """Assemble and start the volume from the disks at hand."""
-        assert self.pool
-        found = {}
-        for name in sorted(self.disks.keys() - self.away):
-            leg = CrashLeg(self.disks[name], self.hook, sharing=self.sharing)
-            try:
-                sup, copy = await read_super(leg)
-            except BadMetadata:
-                counts = {self.pool.slots[n].path for n in self.pool.where(LegState.IN_SYNC)}
-                assert leg.path not in counts, f'{name} counts and has no whole superblock'
-                continue
-            except OSError as error:
-                self.events.append(f'open {name}: {error}')
-                continue
-            slot = next((n for n, s in enumerate(self.pool.slots) if s.leg == sup.leg), None)
-            if slot is not None:
-                found[slot] = Found(leg, sup, copy)
-        self.started = await start(self.pool, found, self, self.emit, self.settings, force=force)
-        self.chunks = self.volume.record.chunks  # a growth may have been under way
-        self._check_doubt()
-        await nursery.start(self.started.run)
-        self.admin = Admin(self.started, self)
-        for slot in self.started.plan.returning:
-            await self.admin.re_add(str(slot))
-        return self.started.volume
+        """Start the pool, and with it the volume, from the disks at hand.  Raises Refused."""
+        self._nursery = nursery
+        self.at_rest = False
+        self.troubled = bool(self.plan)
+        before = {name: disk.writes for name, disk in self.disks.items()}
+        self._untaint()
+        running = self._new_pool()
+        await running.start(nursery, ['v'] if force else [])
+        if 'v' not in running.entries:
+            raise Violation('operator', 'the pool has lost the definition of the volume')
+        entry = running.entries['v']
+        if not entry.started or not entry.admin:
+            self.started = None
+            if not self.troubled:
+                self.checkers.refusal(entry.refusal)
+                if before != {name: disk.writes for name, disk in self.disks.items()}:
+                    raise Violation('strangers', 'a volume was refused, and its legs were written to')
+            raise Refused(errno.EIO, entry.refusal)
+        self.admin: Admin = entry.admin
+        if not force:
+            self.checkers.admitted()
+        if self.lane:
+            await self.attach_lane(nursery)
+        return entry.started.volume
+
+    def _untaint(self) -> None:
+        """An old copy that was brought up to date is one no more."""
+        for name in sorted(self.tainted & self.disks.keys()):
+            sup = best_super(self.disks[name])
+            if sup and sup.record.events >= self.pool.events:
+                self.tainted.discard(name)
+
+    async def attach_lane(self, nursery: trio.Nursery) -> None:
+        """Put the data lane before the volume."""
+        raise NotImplementedError
 
     async def stop(self) -> None:
-        """Stop the volume in order: all durable, the log clean but for what needs a resync."""
+        """Stop the pool in order: all durable, the log clean but for what needs a resync."""
         assert self.started
-        broken = bool(self.volume.broken)
-        try:
-            await self.started.stop()
-        except OSError as error:
-            self.events.append(f'stop: {error}')
-            broken = True
-        if self.volume.keeper.session and not broken:
-            self._check_stopped()
-        await self.started.close()
+        volume = self.volume
+        broken, written = bool(volume.broken), volume.keeper.session
+        clean = await self.running_pool.stop()
+        self.at_rest = clean and not broken
+        if clean and not broken:
+            self.model.flushed(self.model.tick())
+            if written:
+                self.checkers.stopped(self.checkers.in_sync())
+        if not clean and not self.troubled and not broken:
+            raise Violation('clean-stop', f'could not be stopped cleanly: {self.events[-3:]}')
 
     @property
     def volume(self) -> Volume:
         assert self.started
         return self.started.volume
 
-    # Operations of histories
+    @property
+    def pool(self) -> VolumeRecord:
+        """The durable record of the pool."""
+        return _decode(self.files.durable[_DEFINITION].durable)
 
-    async def do(self, operation: Operation) -> None:
-        """Perform one operation: its name, then its arguments."""
-        name, *arguments = operation
-        verb: Callable[..., Awaitable[None]] = getattr(self, f'do_{name}')
-        await verb(*arguments)
-
-    async def do_both(self, first: Operation, second: Operation) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.do, first)
-            nursery.start_soon(self.do, second)
-
-    async def do_write(self, block: int, count: int = 1) -> None:
-        write = self.model.begin(block, count)
-        try:
-            await self.volume.write(block * BLOCK, self.model.data(write))
-        except OSError as error:
-            self.model.fail(write)
-            self.events.append(f'write: {error}')
-            return
-        self.model.ack(write)
-        self._check_everywhere(write)
-
-    async def do_discard(self, block: int, count: int) -> None:
-        write = self.model.begin(block, count, zeros=True)
-        try:
-            await self.volume.discard(block * BLOCK, count * BLOCK)
-        except OSError as error:
-            self.model.fail(write)
-            self.events.append(f'discard: {error}')
-            return
-        self.model.ack(write)
-
-    async def do_flush(self) -> None:
-        began = self.model.tick()
-        try:
-            await self.volume.flush()
-        except OSError as error:
-            self.events.append(f'flush: {error}')
-            return
-        self.model.flushed(began)
-        self._check_flushed()
-
-    async def do_read(self, block: int, count: int = 1) -> None:
-        now = self.model.tick()
-        try:
-            data = bytes(await self.volume.read(block * BLOCK, count * BLOCK))
-        except OSError as error:
-            self.events.append(f'read: {error}')
-            return
-        for at in range(count):
-            may = self.model.visible(block + at, now)
-            seen = tags(data[at * BLOCK : (at + 1) * BLOCK])
-            assert set(seen) <= may, f'block {block + at} reads {seen}, may be {may}'
-
-    async def do_fail(self, slot: int) -> None:
-        await self._admin(self.admin.fail, slot)
-
-    async def do_readd(self, slot: int | str) -> None:
-        await self._admin(self.admin.re_add, slot)
-
-    async def do_remove(self, slot: int) -> None:
-        await self._admin(self.admin.remove, slot)
-
-    async def do_add(self, number: int) -> None:
-        await self._admin(functools.partial(self.admin.add), f'/sim/d{number}')
-
-    async def _admin(self, verb: Callable[[str], Awaitable[None]], word: int | str) -> None:
-        try:
-            await verb(str(word))
-        except (Refused, OSError) as refusal:
-            self.events.append(f'refused: {refusal}')
-        assert self.volume.keeper.in_sync, 'the last in-sync leg is gone'
-
-    async def do_sweep(self) -> None:
-        """Two sweeps: what was quiet before is cleared."""
-        assert self.started
-        for _ in range(2):
-            try:
-                await self.started.clearer.sweep()
-            except OSError as error:
-                self.events.append(f'sweep: {error}')
-
-    async def do_quiet(self) -> None:
-        """Wait until nothing is left to resync or recover, in bounded virtual time."""
-        with trio.move_on_after(600):
-            while self._busy():
-                await trio.sleep(0.5)
-            return
-        raise AssertionError('resync or recovery does not end')
-
-    async def do_grow(self, chunks: int) -> None:
-        """Grow the volume; what is new reads as zeros."""
-        self.model.grow(chunks * CHUNK_BLOCKS)
-        try:
-            await self.volume.grow(chunks * CHUNK)
-        except (Refused, OSError) as refusal:
-            self.events.append(f'refused: {refusal}')
-        self.chunks = self.volume.record.chunks
-
-    async def do_save(self, number: int) -> None:
-        """Keep a copy of a disk's medium for `do_restore`."""
-        self._saved[f'd{number}'] = self.disks[f'd{number}'].copy()
-
-    async def do_restore(self, number: int) -> None:
-        """Somebody puts the old copy of a disk back.  It must not be in use."""
-        name = f'd{number}'
-        self.disks[name] = self._saved[name].cut(keep_all)
-        self.tainted.add(name)
-
-    def _busy(self) -> bool:
-        volume = self.volume
-        spares = any(s in volume.keeper.members for s in volume.record.where(LegState.SPARE))
-        doubtful = len(volume.keeper.in_sync) > 1 and volume.log.count(NEEDS_RESYNC) > 0
-        return spares or doubtful
-
-    # After a crash
-
-    def freeze(self) -> 'Frozen':
-        """Return this moment, as a crash would find it."""
-        assert self.pool
-        disks = {name: disk.copy() for name, disk in self.disks.items()}
-        template = (self.chunks, self.legs, self.seed, self.logged)
-        frozen = Frozen(self.steps, disks, self.pool, self.model.copy(), self.now_us, template)
-        frozen.tainted = set(self.tainted)
-        return frozen
-
-    async def check_recovery(self) -> None:
-        """After a start: every block is what was promised, reads agree, all legs at hand end equal."""
-        first = await self._read_all()
-        self._check_promise(first)
-        await self.do_quiet()
-        await self._check_same(first)
-        self.check_equal()
-        await self._welcome_back()
-        await self._check_same(first)
-        self.check_equal()
-        await self.do_flush()
-        for block, seen in enumerate(first):
-            self.model.settle(block, seen)
-
-    def _check_promise(self, seen: list[list[int]]) -> None:
-        now = self.model.tick()
-        for block, found in enumerate(seen):
-            may = self.model.visible(block, now)
-            assert set(found) <= may, f'block {block} holds {found}, may hold {may}'
-
-    async def _check_same(self, first: list[list[int]]) -> None:
-        again = await self._read_all()
-        for block, (old, new) in enumerate(zip(first, again, strict=True)):
-            assert old == new, f'block {block} read {old}, then {new} without a write between'
-
-    async def _welcome_back(self) -> None:
-        """Every leg that left and is at hand can be taken back and brought up to date."""
-        record = self.volume.record
-        for slot in [n for n, s in enumerate(record.slots) if s.state.is_stale]:
-            name = record.slots[slot].path.rsplit('/', 1)[-1]
-            if name in self.away or name not in self.disks:
-                continue
-            with trio.move_on_after(60):
-                while (member := self.volume.keeper.quarantine.get(slot)) and member.leg.calls:
-                    await trio.sleep(1)
-            await self.admin.re_add(str(slot))
-            await self.do_quiet()
-            assert slot in self.volume.keeper.in_sync, f'slot {slot} did not come back: {self.events[-5:]}'
-
-    async def _read_all(self) -> list[list[int]]:
-        """Return the tags of every block, read chunk by chunk."""
-        found: list[list[int]] = []
-        for chunk in range(self.chunks):
-            data = bytes(await self.volume.read(chunk * CHUNK, CHUNK))
-            found.extend(tags(data[at : at + BLOCK]) for at in range(0, CHUNK, BLOCK))
-        return found
-
-    def data_reads(self, since: int = 0) -> int:
-        """Return the bytes of data areas that were read from disks since a step."""
-        base = self.layout.data_offset
-        return sum(c.length for c in self.trace[since:] if c.kind == 'read' and c.offset >= base)
-
-    # Checkers of what is on the disks
-
-    def check_equal(self) -> None:
-        """All in-sync legs hold the same in every chunk that was ever written."""
-        disks = self._in_sync_disks()
-        for chunk in self.volume.log.where(0, UNWRITTEN).tolist():
-            for disk in disks[1:]:
-                same = self._same(disk, disks[0], chunk, visible=True)
-                assert same, f'{disk.name} and {disks[0].name}, both in sync, differ in chunk {chunk}'
-
-    def check_step(self, call: Call) -> None:
-        """What must hold at every step of a running volume."""
-        if not self.started or not hasattr(self.volume, 'keeper'):
-            return
-        if call.kind == 'write':
-            self._check_intent(call)
-            self._check_copies(call)
-        now = [(disk.changes, disk) for disk in self.disks.values()], self._in_sync_disks()
-        if now != self._looked_at:
-            self._looked_at = now
-            self.check_clean()
-            self._check_missed()
-
-    def _check_intent(self, call: Call) -> None:
-        """Invariant 1: marks are durable, on every leg that counts, before data."""
-        disks = self._in_sync_disks()
-        if call.offset < self.layout.data_offset or self.disks.get(call.disk) not in disks:
-            return
-        if call.offset - self.layout.data_offset >= self.volume.record.size:
-            assert call.zeros, 'data beyond the end of the volume'
-            return
-        first = (call.offset - self.layout.data_offset) // CHUNK
-        last = (call.offset - self.layout.data_offset + call.length - 1) // CHUNK
-        for disk in disks:
-            states = self.durable_states(disk)
-            for chunk in range(first, last + 1):
-                marked = states[chunk] & DIRTY if self.logged else self._active(disk)
-                unwritten = states[chunk] & UNWRITTEN
-                good = (marked and not unwritten) or (call.zeros and unwritten)
-                assert good, f'data for chunk {chunk} before its mark on {disk.name}'
-
-    def _active(self, disk: CrashDisk) -> bool:
-        return _super(disk)[0].record.active
-
-    def _check_copies(self, call: Call) -> None:
-        """Invariant 12: the newest whole copy is never what a write goes over."""
-        members = {m.leg.path.rsplit('/', 1)[-1] for m in self.volume.members}
-        if call.offset >= self.layout.data_offset or call.disk not in members:
-            return
-        disk = self.disks[call.disk]
-        if call.offset in disk.unconfirmed:
-            return  # nobody relies on it: the write failed before, or this is its second step
-        if call.offset in wibm.SUPER_OFFSETS:
-            sups = [_decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS]
-            copy = wibm.SUPER_OFFSETS.index(call.offset)
-            mine, other = sups[copy], sups[1 - copy]
-            spared = not mine or (other and other.serial >= mine.serial)
-            assert spared, f'a write over the current superblock of {disk.name}'
-        log = self.layout.log
-        if log.offset <= call.offset < log.end:
-            copy, at = divmod(call.offset - log.offset, log.length)
-            assert not at, 'one log page is all that the simulation looks at'
-            spared = self._log(disk).current[0] != copy
-            spared = spared or self._log_serial(disk, 0) == self._log_serial(disk, 1)
-            assert spared, f'a write over the current copy of a log page of {disk.name}'
-
-    def check_clean(self) -> None:
-        """Invariant 4: a durably clean chunk is flushed, and the same, on all legs that count."""
-        disks = self._in_sync_disks()
-        clean = np.zeros(self.chunks, np.bool_)
-        for disk in disks:
-            states = self.durable_states(disk)
-            if self.logged or not self._active(disk):
-                clean |= (states & np.uint8(DIRTY | UNWRITTEN | NEEDS_RESYNC)) == 0
-        for chunk in np.flatnonzero(clean).tolist():
-            self._check_settled(disks, chunk, 'is clean in a log')
-
-    def _check_settled(self, disks: list[CrashDisk], chunk: int, why: str) -> None:
-        start = self.layout.data_offset + chunk * CHUNK
-        for disk in disks:
-            volatile = any(w.offset < start + CHUNK and start < w.end for w in disk.pending)
-            assert not volatile, f'chunk {chunk} {why}, but {disk.name} has not flushed it'
-            same = self._same(disk, disks[0], chunk)
-            assert same, f'chunk {chunk} {why}, but {disk.name} and {disks[0].name} differ'
-
-    def _check_missed(self) -> None:
-        """Invariant 4: what a leg that left, or is coming back, lacks is known durably to every survivor."""
-        if not self.logged:
-            return
-        for disk in self._in_sync_disks():
-            record = _super(disk)[0].record
-            states = self.durable_states(disk)
-            for number, slot in enumerate(record.slots):
-                if slot.state is not LegState.SPARE and not slot.tracked_since:
-                    continue
-                other = self._disk_of(slot.leg)
-                if other is None or other is disk:
-                    continue
-                theirs = _super(other)[0].record
-                if slot.state.is_stale and not membership.can_catch_up(record, number, theirs):
-                    continue
-                needed = (states & np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC | UNWRITTEN)) != 0
-                if slot.full:
-                    needed[slot.mark :] = True
-                for chunk in np.flatnonzero(~needed).tolist():
-                    self._check_settled([disk, other], chunk, f'counts as up to date on {other.name}')
-
-    def _disk_of(self, leg: uuid.UUID) -> CrashDisk | None:
-        """Return the disk that holds a leg, if it is at hand and nobody replaced it."""
-        for name, disk in self.disks.items():
-            if name not in self.away | self.tainted and _leg_of(disk) == leg:
-                return disk
-        return None
-
-    def _check_everywhere(self, write: Write) -> None:
-        """Invariants 2 and 3: a leg that lacks an acknowledged write is stale for the pool and survivors."""
-        assert self.pool
-        survivors = self._in_sync_disks()
-        for name, disk in self.disks.items():
-            slot = self._slot_of(disk)
-            if slot is None or name in self.tainted:
-                continue
-            witnesses = [self.pool, *(_super(other)[0].record for other in survivors if other is not disk)]
-            if all(record.slots[slot].state is not LegState.IN_SYNC for record in witnesses):
-                continue
-            for block in write.blocks:
-                at = self.layout.data_offset + block * BLOCK
-                seen = set(tags(disk.visible.read(at, BLOCK)))
-                newer = {w.tag for w in self.model.writes[block] if w.acked >= write.began}
-                assert seen <= newer, f'{name} counts but lacks block {block}: {seen}, not {newer}'
-
-    def _check_flushed(self) -> None:
-        """Invariant 10: what a returned flush covers is durable on every leg that counts."""
-        for disk in self._in_sync_disks():
-            for chunk in self.volume.log.where(0, UNWRITTEN).tolist():
-                for block in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS):
-                    held = set(tags(disk.durable.read(self.layout.data_offset + block * BLOCK, BLOCK)))
-                    may = self.model.possible(block)
-                    assert held <= may, f'{disk.name} flushed, but holds {held} in block {block}, not {may}'
-
-    def _check_stopped(self) -> None:
-        """After a clean stop nothing is volatile and every leg in sync says that the volume is at rest."""
-        disks = self._in_sync_disks()
-        for disk in disks:
-            assert not disk.pending, f'{disk.name} was stopped with writes not flushed'
-            assert not self._active(disk), f'{disk.name} was stopped and says active'
-            states = self.durable_states(disk)
-            dirty = (states & np.uint8(DIRTY | NEEDS_RESYNC)) == DIRTY
-            assert not dirty.any(), f'{disk.name} was stopped with a dirty log'
-
-    def _check_doubt(self) -> None:
-        """Wherever two legs that count differ on the medium, the log says so when the volume starts."""
-        disks = self._in_sync_disks()
-        states = self.volume.log.states
-        for chunk in range(self.chunks):
-            if not all(self._same(disk, disks[0], chunk, visible=True) for disk in disks):
-                said = states[chunk] & (NEEDS_RESYNC | UNWRITTEN)
-                assert said, f'legs differ in chunk {chunk} and the log does not say so'
-
-    def _same(self, one: CrashDisk, other: CrashDisk, chunk: int, *, visible: bool = False) -> bool:
-        at = self.layout.data_offset + chunk * CHUNK
-        if visible:
-            return one.visible.same(other.visible, at, CHUNK)
-        return one.durable.same(other.durable, at, CHUNK)
-
-    def _in_sync_disks(self) -> list[CrashDisk]:
-        keeper = self.volume.keeper
-        return [self.disks[keeper.members[slot].leg.path.rsplit('/', 1)[-1]] for slot in keeper.in_sync]
-
-    def durable_states(self, disk: CrashDisk) -> wibm.States:
-        """Return the intent log on a disk's durable medium."""
-        image = self._log(disk)
-        assert not image.damaged, f'{disk.name} has no whole copy of a log page'
-        return image.states
-
-    def _log(self, disk: CrashDisk) -> wibm.LogImage:
-        assert self.pool
-        assert self.chunks <= wibm.PAGE_CHUNKS
-        pages = [disk.durable.read(offset, wibm.PAGE) for offset in self._log_offsets]
-        return _decode_log(self.pool.uuid, self.chunks, pages[0], pages[1])
-
-    def _log_serial(self, disk: CrashDisk, copy: int) -> int:
-        """Return the serial of one copy of the log, 0 if that copy is not whole."""
-        assert self.pool
-        page = disk.durable.read(self.layout.page_offset(0, copy), wibm.PAGE)
-        pages = (page, b'') if copy == 0 else (b'', page)
-        return int(_decode_log(self.pool.uuid, self.chunks, *pages).serials[0])
-
-    def _slot_of(self, disk: CrashDisk) -> int | None:
+    def slot_of(self, disk: CrashDisk) -> int | None:
         """Return the slot that a disk's superblock claims; None for a disk that is not of this volume."""
-        leg = _leg_of(disk)
-        assert self.pool
+        leg = leg_of(disk)
         return next((n for n, s in enumerate(self.pool.slots) if leg and s.leg == leg), None)
 
+    def volume_disks(self) -> list[str]:
+        """Return the names of the disks that take part in the running volume."""
+        return [member.leg.path.rsplit('/', 1)[-1] for member in self.volume.members]
 
-@dataclass
-class Frozen:
-    """A moment at which a world may crash, with all that outlives it."""
-
-    step: int
-    disks: dict[str, CrashDisk]
-    pool: VolumeRecord
-    model: Model
-    now_us: int
-    template: tuple[int, int, int, bool]
-    tainted: set[str] = field(default_factory=set)
-
-    def restart(self, keep: str, away: Iterable[str] = ()) -> World:
-        """Return the world after a crash; it may be called more than once.
-
-        `keep` says what becomes of unflushed writes: ``none``, ``all``, a disk's name (that one keeps all,
-        the others none), ``tear:SEED`` (each write kept, dropped or torn at random), or ``kill`` (the
-        process died, not the power: all stay visible, still volatile).
-        """
-        chunks, legs, seed, logged = self.template
-        after = World(chunks, legs, seed + 1, logged)
-        rng = random.Random(keep)
-
-        def chooser(name: str) -> Chooser:
-            if keep.startswith('tear:'):
-                return keep_some(rng)
-            return keep_all if keep in ('all', name) else keep_none
-
-        for name, disk in self.disks.items():
-            after.disks[name] = disk.copy() if keep == 'kill' else disk.cut(chooser(name))
-        after.pool, after.now_us, after.away = self.pool, self.now_us, set(away)
-        after.model = self.model.copy()
-        after.model.crash(power=keep != 'kill')
-        after.tainted = set(self.tainted)
-        return after
+    def freeze(self) -> Frozen:
+        """Return this moment, as a crash would find it."""
+        return Frozen(
+            step=self.steps,
+            world=self,
+            disks={name: disk.copy() for name, disk in self.disks.items()},
+            files=self.files.copy(),
+            model=self.model.copy(),
+            now_us=self.now_us,
+            chunks=self.chunks,
+            marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
+        )
 
 
-def _super(disk: CrashDisk) -> tuple[wibm.LegSuper, int]:
-    """Invariant 12: one superblock copy is always whole."""
-    return _newest_super(*(disk.durable.read(offset, wibm.PAGE) for offset in wibm.SUPER_OFFSETS))
+class ShortWrite(OSError):
+    """Only the first `done` bytes were written."""
+
+    def __init__(self, done: int) -> None:
+        super().__init__(errno.EIO, 'a short write')
+        self.done = done
 
 
-def _leg_of(disk: CrashDisk) -> uuid.UUID | None:
-    sups = [_decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS]
-    return next((sup.leg for sup in sups if sup), None)
+@lru_cache(maxsize=256)
+def _decode(text: bytes) -> VolumeRecord:
+    return pools.decode(text.decode())
 
 
-@functools.lru_cache(maxsize=256)
-def _decode_super(page: bytes) -> wibm.LegSuper | None:
-    try:
-        return wibm.decode_super(page)
-    except BadMetadata:
-        return None
+@lru_cache
+def _layout(chunks: int) -> wibm.Layout:
+    return wibm.new_layout(chunks * CHUNK, CHUNK)
 
 
-# The same few pages are looked at again and again.
-_newest_super = functools.lru_cache(maxsize=256)(wibm.newest_super)
-
-
-@functools.lru_cache(maxsize=256)
-def _decode_log(volume: uuid.UUID, chunks: int, first: bytes, second: bytes) -> wibm.LogImage:
-    return wibm.decode_log(volume, chunks, lambda copy: second if copy else first)
+__all__ = ['CHUNK', 'CHUNK_BLOCKS', 'World']

@@ -46,7 +46,7 @@ class Request:
         _need(self.size >= limits.VOLUME_MIN, f'a volume has at least {limits.VOLUME_MIN} bytes')
         _need(self.size % limits.SECTOR == 0, f'size {self.size} is not a multiple of {limits.SECTOR} bytes')
         most = limits.CHUNKS_MAX * chunk
-        _need(self.size <= most, f"size {self.size} needs larger chunks: {chunk} allow for {most}")
+        _need(self.size <= most, f'size {self.size} needs larger chunks: {chunk} allow for {most}')
         real = [path for path in self.legs if path != MISSING]
         _need(real, 'a volume needs at least one leg that is there')
         count = len(self.legs)

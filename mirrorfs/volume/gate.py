@@ -5,7 +5,6 @@ marks, and who the legs are; and when nobody holds the chunk and no leg has a la
 """
 
 import functools
-import os
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -14,7 +13,7 @@ import trio
 from mirrorfs import hot
 from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.states import NEEDS_RESYNC, UNWRITTEN
-from mirrorfs.leg.file import FileLeg
+from mirrorfs.leg.base import LaneLeg
 from mirrorfs.locks import ChunkLocks
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
@@ -89,11 +88,11 @@ class LaneGate:
         if self._closed:
             return
         members = self.keeper.members
-        legs = {slot: _lane_leg(member) for slot, member in members.items()}
-        usable = all(leg is not None for leg in legs.values())
-        self._table.targets = tuple(legs.values()) if usable else ()
-        homes = (legs[slot] for slot in self.keeper.in_sync)
-        self._table.homes = tuple((*leg, _nowait_flag(leg[0])) for leg in homes if leg) if usable else ()
+        targets = {slot: _target(member) for slot, member in members.items()}
+        usable = all(target is not None for target in targets.values())
+        self._table.targets = tuple(targets.values()) if usable else ()
+        homes = (_home(members[slot]) for slot in self.keeper.in_sync)
+        self._table.homes = tuple(home for home in homes if home) if usable else ()
 
     def legs_changing(self) -> None:
         """The members changed: no writes by the lane until that is durable (`keep_open` sees to it)."""
@@ -125,31 +124,26 @@ class LaneGate:
         """
         self._table.withdraw(0, len(self._log) - 1)
         member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
-        if member is None or not isinstance(member.leg, FileLeg):
+        if member is None or not isinstance(member.leg, LaneLeg):
             return returned.wait
         member.stuck.append(returned)
-        member.leg.lane_calls += 1
+        member.leg.lane_stays()
         return functools.partial(self._lane_returns, member, member.leg, returned)
 
-    async def _lane_returns(self, member: Member, leg: FileLeg, returned: trio.Event) -> None:
+    async def _lane_returns(self, member: Member, leg: LaneLeg, returned: trio.Event) -> None:
         await returned.wait()
         member.stuck.remove(returned)
         leg.lane_returned()
         self.offer_all()
 
 
-def _lane_leg(member: Member) -> tuple[int, int, int] | None:
-    """Return a member as the lane wants it (descriptor, data offset, slot), or None if trio alone can."""
-    fd = getattr(member.leg, 'fd', None)
-    return None if fd is None else (fd, member.layout.data_offset, member.slot)
+def _target(member: Member) -> tuple[int, int, int] | None:
+    """Return a member as the lane writes it (descriptor, data offset, slot), or None if trio alone can."""
+    leg = member.leg
+    return (leg.fd, member.layout.data_offset, member.slot) if isinstance(leg, LaneLeg) else None
 
 
-def _nowait_flag(fd: int) -> int:
-    """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
-    try:
-        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        pass
-    except OSError:
-        return 0
-    return os.RWF_NOWAIT
+def _home(member: Member) -> tuple[int, int, int, int] | None:
+    """Return a member as the lane reads it: as it writes it, and the flags of the call."""
+    target, leg = _target(member), member.leg
+    return (*target, leg.nowait()) if target and isinstance(leg, LaneLeg) else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import trio
 
 from mirrorfs import limits
@@ -121,10 +122,11 @@ async def start(
     Raises Refused as `assemble` does, and where no in-sync leg's log can be read.  Nothing is written yet.
     """
     records = {slot: leg.sup.record for slot, leg in found.items()}
-    plan = assemble(pool_record, records, settings.clock(), force)
+    plan = assemble(pool_record, records, settings.clock(), force, settings.new_uuid)
     members: dict[int, Member] = {}
     images: dict[int, wibm.LogImage] = {}
     absent = list(plan.absent)
+    active = any(found[slot].sup.record.active for slot in plan.members)
 
     async def load(slot: int) -> None:
         member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
@@ -146,9 +148,14 @@ async def start(
     in_sync = sorted(slot for slot in members if plan.record.slots[slot].state.name == 'IN_SYNC')
     if not in_sync:
         raise Refused(errno.EIO, f'{pool_record.name}: no leg that is in sync can be read')
+    if active and len(in_sync) == 1:
+        # With others, making equal rewrites what may be dirty; alone, only the medium can be believed.
+        with trio.move_on_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
+            await members[in_sync[0]].leg.drop_cache()
     log, doubtful = _merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
-    active = any(found[slot].sup.record.active for slot in members)
-    differ = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active)
+
+    tracked = any(membership.needs_tracking(found[slot].sup.record) for slot in members)
+    differ = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
     volume = Volume(plan.record, log, emit)
     volume.keeper = volume.gate.keeper = Keeper(
         plan.record,
@@ -163,7 +170,9 @@ async def start(
         clock=settings.clock,
         new_uuid=settings.new_uuid,
     )
-    store_first = doubtful or differ or force
+    # A leg that is away may hold a newer log, of a commit that a crash cut short: it must not come back as an
+    # equal after what is here has been read.
+    store_first = doubtful or differ or force or (active and bool(absent))
     return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
 
 
@@ -182,18 +191,34 @@ def _merge(
     pages = states.reshape(len(newest), wibm.PAGE_CHUNKS)
     for slot in slots:
         best = (trusted[slot].serials == newest) & (newest > 0)
-        padded = np.zeros(len(states), np.uint8)
-        padded[: record.chunks] = trusted[slot].states
-        pages[best] = padded.reshape(pages.shape)[best]
-    everyone = np.stack([image.serials for image in all_.values()])
-    log = IntentLog(record.uuid, states[: record.chunks].copy(), int(everyone.max()))
-    behind = np.any(everyone != newest, axis=0) | (newest == 0)
+        pages[best] = _pages_of(trusted[slot])[best]
+    behind = newest == 0
+    for image in all_.values():
+        old = image.serials != newest
+        # An older page that says the same needs no writing: a leg joined, and the others had that page.
+        old[old] = (image.serials[old] == 0) | np.any(_pages_of(image)[old] != pages[old], axis=1)
+        behind |= old
+    log = IntentLog(
+        record.uuid, states[: record.chunks].copy(), max(int(i.serials.max()) for i in all_.values())
+    )
     log.touch_pages(behind)
     return log, bool(behind.any())
 
 
-def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
+def _pages_of(image: wibm.LogImage) -> npt.NDArray[np.uint8]:
+    """Return an image's states by page (uint8 [pages, PAGE_CHUNKS]), padded with zeros."""
+    padded = np.zeros(len(image.serials) * wibm.PAGE_CHUNKS, np.uint8)
+    padded[: len(image.states)] = image.states
+    return padded.reshape(len(image.serials), wibm.PAGE_CHUNKS)
+
+
+def _prepare_states(
+    record: VolumeRecord, log: IntentLog, *, several: bool, active: bool, tracked: bool = False
+) -> bool:
     """Turn what the log says of the past into what is to be done.
+
+    `tracked`: some leg's superblock still promises, to one that is away, that MODIFIED is kept for it.  Pages
+    become durable before superblocks, so the flags may go only after the promise has.
 
     Return whether legs may differ, those that are absent included: then that a session began without those
     must be durable before the first read, or they come back as equals and bytes change that were read.
@@ -203,7 +228,7 @@ def _prepare_states(record: VolumeRecord, log: IntentLog, *, several: bool, acti
     dirty = np.union1d(dirty, log.where(NEEDS_RESYNC, UNWRITTEN))
     if membership.needs_tracking(record):
         log.update_chunks(dirty, set_=MODIFIED)
-    else:
+    elif not tracked:
         log.update_chunks(log.where(MODIFIED), clear=MODIFIED)
     if several:
         log.update_chunks(dirty, set_=NEEDS_RESYNC)

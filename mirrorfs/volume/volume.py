@@ -266,6 +266,10 @@ class Volume:
                 continue
             if not targets:
                 return 0
+            if target is None:
+                # What its cache shows may never have reached its medium, if a flush failed just before a
+                # crash: so the source is rewritten, too.
+                targets.append(source)
             try:
                 copied, failures = await copy_range(source, targets, offset, length, self.keeper.leg_timeout)
             except OSError as failure:

@@ -1,0 +1,373 @@
+"""The checkers: what must hold of the disks, the pool and the answers, at every step and after every crash.
+
+Each is a second, simpler statement of an invariant, made from the durable media alone and from what callers
+were promised (`mirrorfs.sim.model`); none asks the code under test what it believes, but for which legs it
+counts at the moment.  `mirrorfs.sim.violation.CHECKERS` names them.
+"""
+
+import functools
+import uuid
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirrorfs.errors import BadMetadata
+from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.metadata import wibm
+from mirrorfs.mirror import membership
+from mirrorfs.mirror.membership import Kinship, kinship
+from mirrorfs.model import LegState
+from mirrorfs.sim.crashleg import Call, CrashDisk
+from mirrorfs.sim.model import BLOCK, Write, tags
+from mirrorfs.sim.violation import Violation
+
+if TYPE_CHECKING:
+    from mirrorfs.sim.world import World
+
+CHUNK = 64 << 10
+CHUNK_BLOCKS = CHUNK // BLOCK
+
+
+class Checkers:
+    """The checkers of one world.  `made` counts how often each had something to look at."""
+
+    def __init__(self, world: 'World') -> None:
+        self._world = world
+        self._looked_at: object = None
+        self.made: Counter[str] = Counter()
+        self.layout = world.layout
+        self._log_offsets = [self.layout.page_offset(0, copy) for copy in (0, 1)]
+
+    # At every step of a running volume
+
+    def step(self, call: Call) -> None:
+        """Check what must hold before a call takes effect."""
+        world = self._world
+        if call.kind == 'write' and call.disk in world.foreign:
+            raise Violation('strangers', f'a write to {call.disk}, which is not of this volume')
+        if not world.started or not hasattr(world.volume, 'keeper'):
+            return
+        if call.kind == 'write':
+            self._intent(call)
+            self._copies(call)
+        elif call.kind == 'read' and call.offset >= self.layout.data_offset:
+            self._current(call)
+        now = [(disk.changes, disk) for disk in world.disks.values()], self.in_sync()
+        if now != self._looked_at:
+            self._looked_at = now
+            self._clean()
+            self._missed()
+
+    def _current(self, call: Call) -> None:
+        """Invariant 7: data are read where they count."""
+        self.made['never-stale'] += 1
+        chunk = (call.offset - self.layout.data_offset) // CHUNK
+        volume = self._world.volume
+        leaving = any(m.leg.path.endswith(f'/{call.disk}') for m in volume.keeper.quarantine.values())
+        if leaving and volume.locks.is_exclusive(chunk):
+            return  # a copy that began when it counted, of a chunk that nobody writes meanwhile
+        if self._world.disks.get(call.disk) not in self.in_sync():
+            raise Violation('never-stale', f'data are read from {call.disk}, which does not count')
+
+    def _intent(self, call: Call) -> None:
+        """Invariant 1: marks are durable, on every leg that counts, before data."""
+        disks, world = self.in_sync(), self._world
+        if call.offset < self.layout.data_offset or world.disks.get(call.disk) not in disks:
+            return
+        self.made['intent-first'] += 1
+        if call.offset - self.layout.data_offset >= world.volume.record.size:
+            if not call.zeros:
+                raise Violation('intent-first', 'data beyond the end of the volume')
+            return
+        first = (call.offset - self.layout.data_offset) // CHUNK
+        last = (call.offset - self.layout.data_offset + call.length - 1) // CHUNK
+        for disk in disks:
+            states = self.durable_states(disk)
+            for chunk in range(first, last + 1):
+                marked = states[chunk] & DIRTY if world.logged else self._active(disk)
+                unwritten = states[chunk] & UNWRITTEN
+                if not ((marked and not unwritten) or (call.zeros and unwritten)):
+                    raise Violation('intent-first', f'data for chunk {chunk} before its mark on {disk.name}')
+
+    def _copies(self, call: Call) -> None:
+        """Invariant 12: the newest whole copy is never what a write goes over."""
+        members = {m.leg.path.rsplit('/', 1)[-1] for m in self._world.volume.members}
+        if call.offset >= self.layout.data_offset or call.disk not in members:
+            return
+        disk = self._world.disks[call.disk]
+        if call.offset in disk.unconfirmed:
+            return  # nobody relies on it: the write failed before, or this is its second step
+        self.made['whole-copy'] += 1
+        if call.offset in wibm.SUPER_OFFSETS:
+            sups = [decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS]
+            copy = wibm.SUPER_OFFSETS.index(call.offset)
+            mine, other = sups[copy], sups[1 - copy]
+            if mine and not (other and other.serial >= mine.serial):
+                raise Violation('whole-copy', f'a write over the current superblock of {disk.name}')
+        log = self.layout.log
+        if log.offset <= call.offset < log.end:
+            copy, at = divmod(call.offset - log.offset, log.length)
+            assert not at, 'one log page is all that the simulation looks at'
+            spared = self._log(disk).current[0] != copy
+            spared = spared or self._log_serial(disk, 0) == self._log_serial(disk, 1)
+            if not spared:
+                raise Violation('whole-copy', f'a write over the current copy of a log page of {disk.name}')
+
+    def _clean(self) -> None:
+        """Invariant 4: a durably clean chunk is flushed, and the same, on all legs that count."""
+        world, disks = self._world, self.in_sync()
+        if not disks:
+            raise Violation('last-copy', 'no leg is in sync any more')
+        self.made['clearing-last'] += 1
+        clean = np.zeros(world.chunks, np.bool_)
+        for disk in disks:
+            states = self.durable_states(disk)
+            if world.logged or not self._active(disk):
+                clean |= (states & np.uint8(DIRTY | UNWRITTEN | NEEDS_RESYNC)) == 0
+        for chunk in np.flatnonzero(clean).tolist():
+            self._settled(disks, chunk, 'clearing-last', 'is clean in a log')
+
+    def _settled(self, disks: list[CrashDisk], chunk: int, checker: str, why: str) -> None:
+        start = self.layout.data_offset + chunk * CHUNK
+        for disk in disks:
+            if any(w.offset < start + CHUNK and start < w.end for w in disk.pending):
+                raise Violation(checker, f'chunk {chunk} {why}, but {disk.name} has not flushed it')
+            if not self._same(disk, disks[0], chunk):
+                text = f'chunk {chunk} {why}, but {disk.name} and {disks[0].name} differ'
+                raise Violation(checker, text)
+
+    def _missed(self) -> None:
+        """Invariants 4, 6: what a leg that left, or is coming back, lacks is known to every survivor."""
+        if not self._world.logged:
+            return
+        for disk in self.in_sync():
+            record = newest(disk).record
+            states = self.durable_states(disk)
+            for number, slot in enumerate(record.slots):
+                if slot.state is not LegState.SPARE and not slot.tracked_since:
+                    continue
+                other = self.disk_of(slot.leg)
+                if other is None or other is disk:
+                    continue
+                theirs = newest(other).record
+                if slot.state.is_stale and not membership.can_catch_up(record, number, theirs):
+                    continue
+                checker = 'window' if slot.full else 'log-covers'
+                self.made[checker] += 1
+                needed = (states & np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC | UNWRITTEN)) != 0
+                if slot.full:
+                    needed[slot.mark :] = True
+                for chunk in np.flatnonzero(~needed).tolist():
+                    self._settled([disk, other], chunk, checker, f'counts as up to date on {other.name}')
+
+    # After an answer
+
+    def everywhere(self, write: Write) -> None:
+        """Invariants 2 and 3: a leg that lacks an acknowledged write is stale for the pool and survivors."""
+        world = self._world
+        survivors = self.in_sync()
+        self.made['acknowledged-everywhere'] += 1
+        for name, disk in world.disks.items():
+            slot = world.slot_of(disk)
+            if slot is None or name in world.tainted:
+                continue
+            counts = disk in survivors
+            witnesses = [world.pool, *(newest(other).record for other in survivors if other is not disk)]
+            if not counts:
+                self.made['expulsion-first'] += 1
+                if all(record.slots[slot].state is not LegState.IN_SYNC for record in witnesses):
+                    continue
+            for block in write.blocks:
+                at = self.layout.data_offset + block * BLOCK
+                seen = set(tags(disk.visible.read(at, BLOCK)))
+                newer = {w.tag for w in world.model.writes[block] if w.acked >= write.began}
+                if not seen <= newer:
+                    checker = 'acknowledged-everywhere' if counts else 'expulsion-first'
+                    text = f'{name} counts but lacks block {block}: {seen}, not {newer}'
+                    raise Violation(checker, text)
+
+    def flushed(self) -> None:
+        """Invariant 10: what a returned flush covers is durable on every leg that counts."""
+        self.made['fsync-durable'] += 1
+        for disk in self.in_sync():
+            for chunk in self._world.volume.log.where(0, UNWRITTEN).tolist():
+                for block in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS):
+                    held = set(tags(disk.durable.read(self.layout.data_offset + block * BLOCK, BLOCK)))
+                    may = self._world.model.possible(block)
+                    if not held <= may:
+                        text = f'{disk.name} flushed, but holds {held} in block {block}, not {may}'
+                        raise Violation('fsync-durable', text)
+
+    def promised(self, block: int, began: int, seen: list[int]) -> None:
+        """A read that began at `began` may have seen this; invariant 8: as the read before it did."""
+        self.made['promise'] += 1
+        may = self._world.model.visible(block, began)
+        if not set(seen) <= may:
+            raise Violation('promise', f'block {block} reads {seen}, may be {may}')
+        before = self._world.model.read(block, began, seen)
+        if before is not None:
+            self.made['stable-reads'] += 1
+            if before != seen:
+                text = f'block {block} read {before}, then {seen} without a write between'
+                raise Violation('stable-reads', text)
+
+    # At rest, and at a start
+
+    def equal(self) -> None:
+        """All in-sync legs hold the same in every chunk that was ever written."""
+        disks = self.in_sync()
+        self.made['equal'] += 1
+        for chunk in self._world.volume.log.where(0, UNWRITTEN).tolist():
+            for disk in disks[1:]:
+                if not self._same(disk, disks[0], chunk, visible=True):
+                    text = f'{disk.name} and {disks[0].name}, both in sync, differ in chunk {chunk}'
+                    raise Violation('equal', text)
+
+    def stopped(self, disks: list[CrashDisk]) -> None:
+        """After a clean stop nothing is volatile and every leg in sync says that the volume is at rest."""
+        self.made['clean-stop'] += 1
+        for disk in disks:
+            if disk.pending:
+                raise Violation('clean-stop', f'{disk.name} was stopped with writes not flushed')
+            if self._active(disk):
+                raise Violation('clean-stop', f'{disk.name} was stopped and says active')
+            states = self.durable_states(disk)
+            if ((states & np.uint8(DIRTY | NEEDS_RESYNC)) == DIRTY).any():
+                raise Violation('clean-stop', f'{disk.name} was stopped with a dirty log')
+
+    def doubt(self) -> None:
+        """Wherever two legs that count differ on the medium, the log says so when the volume starts."""
+        disks = self.in_sync()
+        states = self._world.volume.log.states
+        self.made['log-covers'] += 1
+        for chunk in range(self._world.chunks):
+            alike = all(self._same(disk, disks[0], chunk, visible=True) for disk in disks)
+            if not alike and not states[chunk] & (NEEDS_RESYNC | UNWRITTEN):
+                raise Violation('log-covers', f'legs differ in chunk {chunk} and the log does not say so')
+
+    def refusal(self, why: str) -> None:
+        """A volume is refused only where no current leg is at hand, or lineages conflict."""
+        world = self._world
+        self.made['operator'] += 1
+        for name, disk in world.disks.items():
+            slot = world.slot_of(disk)
+            sup = best_super(disk)
+            if slot is None or sup is None or name in world.away | world.tainted | world.unreadable:
+                continue
+            if kinship(sup.record.lineage, world.pool.lineage) is Kinship.CONFLICT:
+                return
+        good = [name for name in sorted(world.disks.keys() - world.away) if self.is_current(name)]
+        if good:
+            raise Violation('operator', f'refused, though {", ".join(good)} is current: {why}')
+
+    def is_current(self, name: str) -> bool:
+        """Whether a disk at hand holds a leg that has all that was ever acknowledged."""
+        world, disk = self._world, self._world.disks[name]
+        slot, sup = world.slot_of(disk), best_super(disk)
+        if slot is None or sup is None or name in world.tainted | world.unreadable:
+            return False
+        pool, record = world.pool, sup.record
+        counted = pool.slots[slot].state is LegState.IN_SYNC and record.slots[slot].state is LegState.IN_SYNC
+        return counted and record.events >= pool.events
+
+    def grew_apart(self, name: str) -> bool:
+        """Whether a disk's leg has a history that is neither the volume's nor an older part of it."""
+        sup = best_super(self._world.disks[name])
+        mine = self._world.volume.record.lineage
+        return sup is not None and kinship(sup.record.lineage, mine) in (Kinship.CONFLICT, Kinship.DESCENDANT)
+
+    def admitted(self) -> None:
+        """What was started from has all that was ever acknowledged, and no leg at hand grew apart."""
+        world = self._world
+        self.made['strangers'] += 1
+        for name in world.volume_disks():
+            if name in world.foreign or name in world.tainted:
+                raise Violation('strangers', f'{name} is not of this volume, or an old copy, and takes part')
+        for name in world.apart - world.away:
+            raise Violation('operator', f'started, though {name} was changed apart')
+
+    # What is on the disks
+
+    def in_sync(self) -> list[CrashDisk]:
+        """Return the disks that the running volume counts."""
+        keeper = self._world.volume.keeper
+        disks = self._world.disks
+        return [disks[keeper.members[slot].leg.path.rsplit('/', 1)[-1]] for slot in keeper.in_sync]
+
+    def disk_of(self, leg: uuid.UUID) -> CrashDisk | None:
+        """Return the disk that holds a leg, if it is at hand and nobody replaced it."""
+        world = self._world
+        for name, disk in world.disks.items():
+            if name not in world.away | world.tainted | world.unreadable and leg_of(disk) == leg:
+                return disk
+        return None
+
+    def durable_states(self, disk: CrashDisk) -> wibm.States:
+        """Return the intent log on a disk's durable medium."""
+        image = self._log(disk)
+        if image.damaged:
+            raise Violation('whole-copy', f'{disk.name} has no whole copy of a log page')
+        return image.states
+
+    def _same(self, one: CrashDisk, other: CrashDisk, chunk: int, *, visible: bool = False) -> bool:
+        at = self.layout.data_offset + chunk * CHUNK
+        if one is other:
+            return True
+        if visible:
+            return one.visible.same(other.visible, at, CHUNK)
+        return one.durable.same(other.durable, at, CHUNK)
+
+    def _active(self, disk: CrashDisk) -> bool:
+        return newest(disk).record.active
+
+    def _log(self, disk: CrashDisk) -> wibm.LogImage:
+        assert self._world.chunks <= wibm.PAGE_CHUNKS
+        pages = [disk.durable.page(offset // wibm.PAGE) for offset in self._log_offsets]
+        return decode_log(self._world.uuid, self._world.chunks, pages[0], pages[1])
+
+    def _log_serial(self, disk: CrashDisk, copy: int) -> int:
+        """Return the serial of one copy of the log, 0 if that copy is not whole."""
+        page = disk.durable.page(self._log_offsets[copy] // wibm.PAGE)
+        pages = (page, b'') if copy == 0 else (b'', page)
+        return int(decode_log(self._world.uuid, self._world.chunks, *pages).serials[0])
+
+
+_SUPER_PAGES = [offset // wibm.PAGE for offset in wibm.SUPER_OFFSETS]
+
+
+def newest(disk: CrashDisk) -> wibm.LegSuper:
+    """Return the newest durable superblock of a disk.  Invariant 12: one copy is always whole."""
+    sup = best_super(disk)
+    if sup is None:
+        raise Violation('whole-copy', f'{disk.name} has no whole superblock')
+    return sup
+
+
+def best_super(disk: CrashDisk) -> wibm.LegSuper | None:
+    """Return the newest durable superblock of a disk, None where there is none."""
+    sups = [decode_super(disk.durable.page(page)) for page in _SUPER_PAGES]
+    return max((sup for sup in sups if sup), key=lambda sup: sup.serial, default=None)
+
+
+def leg_of(disk: CrashDisk) -> uuid.UUID | None:
+    """Return the leg that a disk says it is."""
+    for page in _SUPER_PAGES:
+        sup = decode_super(disk.durable.page(page))
+        if sup:
+            return sup.leg
+    return None
+
+
+# The same few pages are looked at again and again.
+@functools.lru_cache(maxsize=1024)
+def decode_super(page: bytes) -> wibm.LegSuper | None:
+    try:
+        return wibm.decode_super(page)
+    except BadMetadata:
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_log(volume: uuid.UUID, chunks: int, first: bytes, second: bytes) -> wibm.LogImage:
+    return wibm.decode_log(volume, chunks, lambda copy: second if copy else first)

@@ -1,0 +1,253 @@
+"""Playing runs, and cutting them into crash states; every state is recovered and checked."""
+
+import operator
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from mirrorfs import limits
+from mirrorfs.errors import Refused
+from mirrorfs.sim import determinism, verbs
+from mirrorfs.sim.crash import Frozen
+from mirrorfs.sim.history import STOP, Run, Session
+from mirrorfs.sim.violation import Violation
+from mirrorfs.sim.world import CHUNK, World
+
+FATES = ('none', 'all', 'd0', 'd1', 'pool', 'kill', 'tear:1', 'tear:2', 'tear:3')
+
+TWICE = (Session((), (('remember',),)), Session((), (('unchanged',),)), Session((), (('unchanged',),)))
+
+
+class Failed(AssertionError):
+    """A violation, with the run that shows it."""
+
+    def __init__(self, violation: Violation, run: Run) -> None:
+        super().__init__(str(violation))
+        self.violation = violation
+        self.run = run
+
+
+@contextmanager
+def small_windows() -> Iterator[None]:
+    """Recovery goes chunk by chunk and moves its mark after each, so that crashes meet it half way."""
+    before = limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL
+    limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = CHUNK, 1, 0.0
+    try:
+        yield
+    finally:
+        limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = before
+
+
+def the_cause(error: BaseException) -> BaseException:
+    """Return the error that matters in a group of errors: a checker's, else one that nobody planned."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [the_cause(inner) for inner in error.exceptions]
+    for kind in (KeyboardInterrupt, Violation, AssertionError, Exception):
+        found = next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
+        if found is not None:
+            return found
+    return leaves[0]
+
+
+def simulate(main: Callable[[], object], seed: int) -> None:
+    """Run an async function deterministically.  Raises Violation for whatever goes wrong in it."""
+    try:
+        with small_windows():
+            determinism.run(main, seed)  # type: ignore[arg-type]
+    except BaseException as error:
+        cause = the_cause(error)
+        if isinstance(cause, KeyboardInterrupt | Violation):
+            raise cause from error
+        raise Violation('defect', f'{type(cause).__name__}: {cause}') from cause
+
+
+def begin(run: Run) -> World:
+    """Return the world of a run, with its volume made."""
+    world = run.world()
+    simulate(world.make, run.seed)
+    return world
+
+
+def play(world: World, session: Session) -> None:
+    """Go through one session, up to its clean stop, or to where it is left alone."""
+    for operation in session.before:
+        verbs.prepare(world, operation)
+    world.plan = dict(session.faults)
+    simulate(partial(_play, world, session), world.seed)
+
+
+async def _play(world: World, session: Session) -> None:
+    force, world.force = world.force, False
+    try:
+        async with world.running(force=force):
+            if force and world.started and world.started.plan.forced:
+                verbs.given_up(world)
+            for operation in session.operations:
+                await verbs.perform(world, operation)
+            if session.end == STOP:
+                await world.stop()
+    except* Refused as refusals:
+        world.refused = str(the_cause(refusals))
+
+
+def after(world: World, session: Session, seed: int) -> World:
+    """Return the world that the session leaves for the next one."""
+    frozen = world.freeze()
+    if session.crash_at:
+        frozen = next((f for f in world.frozen if f.step == session.crash_at), frozen)
+    return frozen.restart('none' if session.end == STOP and not world.refused else session.end, seed=seed)
+
+
+def replay(run: Run, say: Callable[[World, Session], None] = lambda world, session: None) -> None:
+    """Go through a run just as it says.  Raises Failed."""
+    try:
+        world = begin(run)
+        for number, session in enumerate(run.sessions):
+            world.freeze_at = partial(operator.eq, session.crash_at)
+            try:
+                play(world, session)
+            finally:
+                say(world, session)
+            world = after(world, session, seed_of(run, number + 1))
+    except Violation as violation:
+        raise Failed(violation, run) from violation
+
+
+def seed_of(run: Run, number: int) -> int:
+    """Return the seed of a run's session."""
+    return run.seed * 64 + number
+
+
+@dataclass
+class Tally:
+    """What was looked at, so that one can see that nothing was left out."""
+
+    runs: int = 0
+    states: int = 0
+    merged: int = 0
+    """States that were the same as one already checked."""
+    refused: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    checks: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+
+    def count(self, world: World) -> None:
+        self.operations += world.tally
+        self.checks += world.checkers.made
+
+    def add(self, other: 'Tally') -> None:
+        self.runs += other.runs
+        self.states += other.states
+        self.merged += other.merged
+        self.refused += other.refused
+        self.operations += other.operations
+        self.checks += other.checks
+        self.ends += other.ends
+
+
+@dataclass
+class Explorer:
+    """Cuts runs into crash states and checks each; everything follows from the seeds of the runs."""
+
+    cut: float = 0.12
+    """Share of the steps at which a run is cut."""
+    fates: int = 2
+    """How many fates of what is volatile are tried at each."""
+    nested: float = 0.08
+    """Share of the recoveries that are cut again."""
+    depth: int = 3
+    twice: float = 0.05
+    """Share of the recovered states that are started again, twice, to see that nothing changes."""
+    states_max: int = 1 << 60
+    tally: Tally = field(default_factory=Tally)
+
+    def explore(self, run: Run) -> None:
+        """Go through a run, and check the states after crashes at some of its steps.  Raises Failed."""
+        self.tally.runs += 1
+        self._rng = random.Random(f'explore {run.seed}')
+        done: tuple[Session, ...] = ()
+        try:
+            world = begin(run)
+            for number, session in enumerate(run.sessions):
+                at = session.crash_at
+                world.freeze_at = partial(self._cuts, at)
+                play(world, session)
+                self._count(world, session)
+                for frozen in world.frozen:
+                    self._states(run, done, session, frozen)
+                world = after(world, session, seed_of(run, number + 1))
+                done = (*done, session)
+            run = run.but(sessions=(*done, self._checking(run, done)))
+            self._check(run, done, world, 1)
+        except Violation as violation:
+            raise Failed(violation, run) from violation
+
+    def _cuts(self, at: int, step: int) -> bool:
+        return step == at or self._rng.random() < self.cut
+
+    def _count(self, world: World, session: Session) -> None:
+        self.tally.count(world)
+        self.tally.ends[session.end.partition(':')[0]] += 1
+        self.tally.refused += bool(world.refused)
+
+    def _states(self, run: Run, done: tuple[Session, ...], session: Session, frozen: Frozen) -> None:
+        for fate in self._rng.sample(FATES, self.fates):
+            crashed = replace(session, end=fate, crash_at=frozen.step)
+            self._recover(run, (*done, crashed), frozen, 1)
+
+    def _recover(self, run: Run, done: tuple[Session, ...], frozen: Frozen, depth: int) -> None:
+        if self.tally.states >= self.states_max:
+            return
+        world = frozen.restart(done[-1].end, seed=seed_of(run, len(done)))
+        try:
+            self._check(run, done, world, depth)
+        except Violation as violation:
+            raise Failed(violation, run.but(sessions=(*done, self._checking(run, done)))) from violation
+
+    def _start_twice(self, run: Run, done: tuple[Session, ...], world: World) -> None:
+        """Invariant 12: starting again, twice, without a write changes nothing."""
+        for session in TWICE:
+            done = (*done, session)
+            world = after(world, done[-2], world.seed)
+            try:
+                play(world, session)
+            except Violation as violation:
+                raise Failed(violation, run.but(sessions=done)) from violation
+            self.tally.count(world)
+
+    def _checking(self, run: Run, done: Sequence[Session]) -> Session:
+        """The session that checks a state: which one is decided by the run and how far it went."""
+        how = 'resync' if (run.seed + len(done) + done[-1].crash_at) % 3 == 0 else 'reads'
+        return Session((('check', how),))
+
+    def _check(self, run: Run, done: tuple[Session, ...], world: World, depth: int) -> None:
+        rng = self._rng
+        again = depth < self.depth and rng.random() < self.nested
+        world.freeze_at = (lambda step: rng.random() < 0.1) if again else (lambda step: False)
+        checking = self._checking(run, done)
+        play(world, checking)
+        self.tally.states += 1
+        self._count(world, checking)
+        frozen_there = world.frozen
+        if rng.random() < self.twice and not world.refused:
+            self._start_twice(run, (*done, checking), world)
+        if again:
+            for frozen in frozen_there[:8]:
+                crashed = replace(checking, end=rng.choice(FATES), crash_at=frozen.step)
+                self._recover(run, (*done, crashed), frozen, depth + 1)
+
+
+@dataclass
+class Watch:
+    """How long something has taken, in seconds of the real clock."""
+
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began

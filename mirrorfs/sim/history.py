@@ -1,0 +1,263 @@
+"""Histories: what is done to a volume, session by session, written so that it can be stored and shortened.
+
+A *session* is the time from a start of the pool to its end: a clean stop or a crash.  A *run* is a world and
+the sessions that it goes through.  Both are plain values: `Run.text` is a Python literal that `Run.parse`
+reads, which is how a failing case is kept.
+"""
+
+import ast
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from mirrorfs.sim.faults import Fault, Key
+from mirrorfs.sim.verbs import Operation
+from mirrorfs.sim.world import CHUNK_BLOCKS, PAUSES, World
+
+STOP = 'stop'
+
+
+@dataclass(frozen=True)
+class Session:
+    """One life of the daemon.
+
+    `before` is done to the disks at rest (`verbs.RESTING`), `operations` while it runs (`verbs.RUNNING`).
+    `end` is ``stop`` or the fate of what is volatile in a crash (`mirrorfs.sim.crash`), which comes at step
+    `crash_at`, or after all operations for 0.
+    """
+
+    operations: tuple[Operation, ...] = ()
+    before: tuple[Operation, ...] = ()
+    end: str = STOP
+    crash_at: int = 0
+    faults: tuple[tuple[Key, Fault], ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A world's parameters (see `World`) and its sessions."""
+
+    seed: int = 0
+    sessions: tuple[Session, ...] = ()
+    chunks: int = 2
+    legs: int = 2
+    logged: bool = True
+    sharing: bool = False
+    lane: bool = False
+    pauses: tuple[int, ...] = PAUSES
+
+    def world(self) -> World:
+        return World(
+            self.chunks,
+            self.legs,
+            self.seed,
+            self.logged,
+            sharing=7 if self.sharing else None,
+            lane=self.lane,
+            pauses=self.pauses,
+        )
+
+    def but(self, **changes: object) -> 'Run':
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def text(self) -> str:
+        """The run as one line of Python literals."""
+        sessions = [
+            (
+                s.before,
+                s.operations,
+                s.end,
+                s.crash_at,
+                [(key, (f.what, f.code, f.seconds)) for key, f in s.faults],
+            )
+            for s in self.sessions
+        ]
+        options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses)
+        return repr((self.seed, options, sessions))
+
+    @classmethod
+    def parse(cls, text: str) -> 'Run':
+        """Return the run of a `text`.  Raises ValueError."""
+        try:
+            seed, (chunks, legs, logged, sharing, lane, pauses), raw = ast.literal_eval(text.strip())
+            sessions = tuple(
+                Session(
+                    operations, before, end, crash_at, tuple((key, Fault(*fault)) for key, fault in faults)
+                )
+                for before, operations, end, crash_at, faults in raw
+            )
+        except (SyntaxError, TypeError, ValueError) as error:
+            raise ValueError(f'this is no run: {error}') from None
+        return cls(seed, sessions, chunks, legs, logged, sharing, lane, pauses)
+
+
+# Random runs
+
+
+@dataclass
+class Composer:
+    """Makes a run up, from one seed."""
+
+    seed: int
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(f'run {self.seed}')
+
+    def run(self) -> Run:
+        rng = self.rng
+        self.legs = rng.choice((2, 2, 2, 2, 3, 3, 1))
+        self.chunks = rng.choice((2, 2, 3, 4))
+        self.disks = self.legs
+        sessions = [self._session() for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
+        if rng.random() < 0.1 and self.legs == self.disks == 2:
+            sessions += self._apart()
+        return Run(
+            self.seed,
+            tuple(sessions),
+            self.chunks,
+            self.legs,
+            logged=rng.random() < 0.85,
+            sharing=rng.random() < 0.1,
+            lane=rng.random() < LANE_SHARE,
+            pauses=rng.choice(((0,), PAUSES, PAUSES, (1, 1, 2, 5), (0, 0, 0, 15))),
+        )
+
+    def _session(self) -> Session:
+        rng = self.rng
+        before = tuple(self._rest() for _ in range(rng.choice((0, 0, 0, 1, 1, 2))))
+        operations = tuple(self._operation() for _ in range(rng.randrange(2, 9)))
+        end = rng.choice((STOP, STOP, 'kill', 'kill', 'none', 'all', 'd0', 'd1', 'tear', 'tear', 'tear'))
+        if end == 'tear':
+            end = f'tear:{rng.randrange(1000)}'
+        crash_at = 0 if end == STOP else rng.choice((0, rng.randrange(5, 60), rng.randrange(5, 200)))
+        return Session(operations, before, end, crash_at, self._faults())
+
+    def _apart(self) -> list[Session]:
+        """Two hosts go on with one leg each, and meet again."""
+        writes = tuple(self._writing() for _ in range(2))
+        back = self.rng.choice(((), (('away', 0),)))
+        return [
+            Session(writes, (('save-pool',), ('away', 1))),
+            Session((self._writing(), ('flush',)), (('old-pool',), ('away', 0))),
+            Session((self._writing(),), (('meet', 0), *back)),
+        ]
+
+    # Between runs
+
+    def _rest(self) -> Operation:
+        rng, disk = self.rng, self._disk()
+        name = rng.choices(*zip(*_RESTING.items(), strict=True))[0]
+        if name == 'swap':
+            return ('swap', 0, 1) if self.legs > 1 else ('save', 0)
+        if name == 'corrupt':
+            return ('corrupt', disk, rng.randrange(4))
+        return (name,) if name == 'force' else (name, disk)
+
+    # While it runs
+
+    def _operation(self) -> Operation:
+        rng = self.rng
+        name = rng.choices(*zip(*_RUNNING.items(), strict=True))[0]
+        if name == 'both':
+            return ('both', *(self._simple() for _ in range(rng.choice((2, 2, 2, 3, 5)))))
+        return self._named(name)
+
+    def _simple(self) -> Operation:
+        while True:
+            operation = self._operation()
+            if operation[0] not in ('both', 'hang', 'quiet'):
+                return operation
+
+    def _named(self, name: str) -> Operation:
+        rng = self.rng
+        match name:
+            case 'write':
+                return self._writing()
+            case 'read' | 'discard':
+                return (name, *self._range())
+            case 'fail' | 'remove':
+                return (name, self._disk())
+            case 'readd':
+                return (name, rng.choice(('missing', self._disk())))
+            case 'add':
+                self.disks = min(self.disks + 1, 4)
+                return (name, self.disks - 1)
+            case 'grow':
+                self.chunks = min(self.chunks + rng.randrange(1, 3), 6)
+                return (name, self.chunks)
+            case 'sleep':
+                return (name, rng.choice((0.1, 1.0, 6.0, 12.0)))
+            case 'hang' | 'release' | 'vanish' | 'appear':
+                return (name, rng.randrange(self.legs))
+        return (name,)
+
+    def _writing(self) -> Operation:
+        return ('write', *self._range())
+
+    def _range(self) -> tuple[int, int]:
+        """A few blocks, mostly the same ones, sometimes across chunks or a whole chunk."""
+        rng, blocks = self.rng, self.chunks * CHUNK_BLOCKS
+        chunk = rng.randrange(self.chunks)
+        start = chunk * CHUNK_BLOCKS + rng.choice((0, 0, 0, 1, 2, CHUNK_BLOCKS - 1))
+        count = rng.choice((1, 1, 1, 2, 3, CHUNK_BLOCKS, 2 * CHUNK_BLOCKS))
+        if rng.random() < 0.15:
+            start, count = chunk * CHUNK_BLOCKS, CHUNK_BLOCKS
+        return start, min(count, blocks - start)
+
+    def _disk(self) -> int:
+        return self.rng.randrange(self.disks)
+
+    # What goes wrong
+
+    def _faults(self) -> tuple[tuple[Key, Fault], ...]:
+        """Faults on one disk, its victim, or no space on all, or an error of the pool."""
+        rng = self.rng
+        kind = rng.choices(('none', 'victim', 'full', 'pool'), (60, 30, 5, 5))[0]
+        if kind == 'none':
+            return ()
+        nth = rng.choice((rng.randrange(1, 12), rng.randrange(1, 60)))
+        if kind == 'pool':
+            return ((('pool', 'any', nth), Fault(code=rng.choice(_CODES))),)
+        if kind == 'full':
+            span = rng.choice((1, 2, 10))
+            disks = [f'd{n}' for n in range(self.legs)]
+            return tuple(((d, 'write', nth + n), Fault(code=ENOSPC)) for d in disks for n in range(span))
+        victim = f'd{rng.randrange(self.legs)}'
+        return tuple(self._fault(victim) for _ in range(rng.choice((1, 1, 2))))
+
+    def _fault(self, victim: str) -> tuple[Key, Fault]:
+        rng = self.rng
+        what = rng.choice(('error', 'error', 'error', 'short', 'slow', 'hang', 'gone'))
+        kind = 'write' if what == 'short' else rng.choice(('write', 'write', 'flush', 'read', 'any'))
+        seconds = rng.choice((0.3, 1.0, 5.0, 20.0)) if what in ('slow', 'hang') else 0.0
+        nth = rng.choice((rng.randrange(1, 6), rng.randrange(1, 40)))
+        return (victim, kind, nth), Fault(what, rng.choice(_CODES), seconds)
+
+
+ENOSPC = 28
+_CODES = (5, 5, 5, ENOSPC)
+LANE_SHARE = 0.0
+_RESTING = {'away': 8, 'swap': 3, 'save': 4, 'old': 3, 'foreign': 1, 'shrink': 1, 'corrupt': 4, 'force': 1}
+_RUNNING = {
+    'write': 30,
+    'read': 8,
+    'flush': 10,
+    'discard': 6,
+    'both': 14,
+    'fail': 6,
+    'readd': 8,
+    'remove': 2,
+    'add': 2,
+    'grow': 2,
+    'sweep': 5,
+    'sleep': 4,
+    'quiet': 4,
+    'hang': 1,
+    'release': 3,
+    'vanish': 1,
+    'appear': 2,
+}
+
+Decide = Callable[[int], bool]
