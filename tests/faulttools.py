@@ -141,7 +141,8 @@ class Daemon:
 
     def __init__(self, arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> None:
         """`prepare` is called in the daemon before it begins."""
-        assert threading.active_count() == 1, 'a fork of threads may inherit a lock that nobody will release'
+        # A fork of threads may inherit a lock that nobody will release.  Those of trio end by themselves.
+        wait_for(lambda: threading.active_count() == 1, 'the threads of this process to end')
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -196,8 +197,6 @@ class FaultPool(MountedPool):
 
     def __init__(self, legs: int = 2, options: str = '') -> None:
         super().__init__(options)
-        self.aborted = 0
-        """Daemons that SIGKILL alone did not end."""
         self.faults = [FaultLeg(self.base, number) for number in range(legs)]
         try:
             for leg in self.faults:
@@ -231,19 +230,19 @@ class FaultPool(MountedPool):
         self.process.kill()
         self.reap()
 
-    def reap(self, seconds: float = 5.0) -> None:
+    def reap(self) -> None:
         """Wait for a killed daemon to be gone.
 
-        One that was killed while it waited for an answer of its own mount never ends by itself: then the
-        mount is aborted, and `aborted` counts it.
+        One that waits for an answer of its own mount would never end: then the mount is aborted, and it is an
+        error all the same.
         """
         assert self.process
         try:
-            code = self.process.wait(seconds)
+            code = self.process.wait()
         except AssertionError:
-            self.aborted += 1
             abort_mount(self.mountpoint)
-            code = self.process.wait(DEADLINE)
+            self.process.wait()
+            raise
         self.process = None
         assert code == -signal.SIGKILL, f'the daemon ended by itself, {code}: {self.log()[-3000:]}'
 

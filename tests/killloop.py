@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import errno
 import json
+import math
 import mmap
 import os
 import random
@@ -392,9 +393,7 @@ class Loop:
         chance = turn.chance
         leg = chance.randrange(len(self.pool.faults))
         turn.lost = True
-        how = chance.choice(
-            ['fail', 'fail', 'write EIO', 'plain ENOSPC', 'fsync EIO', 'dsync EIO', 'plain hang']
-        )
+        how = chance.choice(LOSSES)
         turn.say(f'leg {leg}: {how}')
         self.counts['legs lost'] += 1
         daemon = self.pool.process
@@ -416,14 +415,7 @@ class Loop:
                 turn.say('re-added')
         except OSError as error:  # refused (the last leg, still busy), or dead
             turn.say(errno.errorcode.get(error.errno or 0, '?'))
-            if error.errno not in (
-                *DEAD,
-                errno.EBUSY,
-                errno.ENOENT,
-                errno.EIO,
-                errno.ENOSPC,
-                errno.ETIMEDOUT,
-            ):
+            if error.errno not in (*DEAD, *REFUSALS):
                 raise
 
     def _others_well(self, leg: int) -> bool:
@@ -643,39 +635,55 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def play(
+    options: Options, *, rounds: int = 1 << 60, seconds: float = math.inf, first: int = 0, keep: bool = False
+) -> tuple[int, Counter[str]]:
+    """Play so many rounds, or so long; return how many it were, and what happened in them.
+
+    Raises Violation, which says how to have it again.  `keep`: keep the folder of a failure.
+    """
+    loop = Loop(options)
+    began = said = time.monotonic()
+    number, failed = first, True
+    try:
+        loop.begin()
+        while number - first < rounds and (now := time.monotonic()) - began < seconds:
+            if now - said >= 10:
+                said = now
+                print(f'killloop: {number - first} rounds in {now - began:.0f} s', flush=True)
+            loop.play(number)
+            number += 1
+        failed = False
+    except AssertionError as error:
+        again = f'--seed {options.seed} --first {number}'
+        log = loop.pool.log()[-3000:]
+        raise Violation(f'VIOLATION in round {number} (again: {again})\n{error}\n{log}') from error
+    finally:
+        loop.close(keep and failed)
+    return number - first, loop.counts
+
+
+def told(rounds: int, counts: Counter[str]) -> str:
+    """Return what happened in one line."""
+    return f'{rounds} rounds: ' + ', '.join(f'{count} {what}' for what, count in sorted(counts.items()))
+
+
 def main(arguments: list[str]) -> int:
     asked = parse(arguments)
     seed = int.from_bytes(os.urandom(4), 'little') if asked.seed is None else asked.seed
     rounds = asked.rounds or (1 << 60 if asked.minutes else 20)
     print(f'killloop: seed {seed}', flush=True)
     options = Options(seed, asked.power_cut, asked.legs, asked.sabotage, asked.fio_every, asked.verbose)
-    loop = Loop(options)
-    failed = True
-    began = told = time.monotonic()
-    number = asked.first
     for which in (signal.SIGTERM, signal.SIGINT):
         signal.signal(which, lambda *_: sys.exit(2))  # cleaning up
+    seconds = asked.minutes * 60 or math.inf
     try:
-        loop.begin()
-        while number - asked.first < rounds:
-            now = time.monotonic()
-            if asked.minutes and now - began >= asked.minutes * 60:
-                break
-            if now - told >= 10:
-                told = now
-                print(f'killloop: {number - asked.first} rounds in {now - began:.0f} s', flush=True)
-            loop.play(number)
-            number += 1
-        failed = False
-    except AssertionError as error:
-        print(f'killloop: VIOLATION in round {number}, seed {seed} (again: --seed {seed} --first {number})')
-        print(error, loop.pool.log()[-3000:], sep='\n', flush=True)
-    finally:
-        loop.close(asked.keep and failed)
-    loop.counts['mounts aborted'] = loop.pool.aborted
-    counts = ', '.join(f'{count} {what}' for what, count in sorted(loop.counts.items()))
-    print(f'killloop: seed {seed}: {number - asked.first} rounds without a violation: {counts}', flush=True)
-    return 1 if failed else 0
+        done = play(options, rounds=rounds, seconds=seconds, first=asked.first, keep=asked.keep)
+    except Violation as violation:
+        print(f'killloop: {violation}', flush=True)
+        return 1
+    print(f'killloop: seed {seed}: no violation in {told(*done)}', flush=True)
+    return 0
 
 
 if __name__ == '__main__':

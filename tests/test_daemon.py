@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
+from faulttools import Daemon, abort_mount
 from mounts import (
     CLI,
     MIB,
@@ -33,6 +35,8 @@ from mounts import (
     wait_for,
 )
 
+from mirrorfs.fs import daemon, mounting
+from mirrorfs.fs.names import Names
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.pool import PoolDirectory
 from mirrorfs.volume.creation import Request, create
@@ -400,6 +404,121 @@ def test_umount_clears_a_dead_mount(pool: MountedPool) -> None:
     done = cli('umount', pool.directory)
     assert done.returncode == 0 and 'had died' in done.stderr
     assert mountpoints(pool.base) == []
+
+
+# Mounts that do not answer
+
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def answer_nothing(asked: Path) -> None:
+    """In a daemon to be: leave who asks for attributes waiting, and note that somebody did."""
+
+    async def hang(*_: object) -> NoReturn:
+        asked.with_suffix('.new').write_text(str(os.getpid()))
+        asked.with_suffix('.new').rename(asked)
+        await trio.sleep_forever()
+
+    Names.getattr = hang  # type: ignore[method-assign]
+
+
+def works(pool: MountedPool) -> None:
+    """The pool can be mounted, written to and unmounted, all within seconds."""
+    began = time.monotonic()
+    volume = pool.start().volume('disk', MIB)
+    volume.image.write_bytes(b'works')
+    assert volume.image.read_bytes()[:5] == b'works'
+    assert mountpoints(pool.base) == [str(pool.mountpoint)], 'the old mount is still below'
+    pool.stop()
+    assert time.monotonic() - began < 10
+
+
+def test_kill_9_before_the_mount_has_answered_ends_the_daemon_at_once(pool: MountedPool) -> None:
+    """No thread of its own may wait for its mount: it could not be killed."""
+    asked = pool.base / 'asked'
+    words = [str(pool.directory), str(pool.mountpoint), '-f']
+    process = Daemon(words, pool.log_file, partial(answer_nothing, asked))
+    wait_for(lambda: mountpoints(pool.base), 'the mount')
+    with child(lambda: os.stat(pool.mountpoint)) as asker:
+        try:
+            wait_for(asked.exists, 'a request that is not answered')
+            process.send_signal(signal.SIGSTOP)
+            process.kill()
+            assert process.wait(5) == -signal.SIGKILL
+            assert exit_code(asker, 5) in DEAD
+        finally:
+            process.kill()
+            abort_mount(pool.mountpoint)
+    works(pool)
+
+
+def test_a_background_mount_whose_daemon_is_killed_before_it_answers_has_failed(pool: MountedPool) -> None:
+    asked = pool.base / 'asked'
+
+    def background() -> int:
+        answer_nothing(asked)
+        return daemon.main([str(pool.directory), str(pool.mountpoint)])
+
+    with child(background) as caller:
+        try:
+            wait_for(asked.exists, 'a request that is not answered')
+            os.kill(int(asked.read_text()), signal.SIGKILL)
+            assert exit_code(caller, 5) not in (0, daemon.EXIT_USAGE)
+        finally:
+            abort_mount(pool.mountpoint)
+    works(pool)
+
+
+@pytest.mark.parametrize('verb', ['mount', 'status', 'umount'])
+def test_a_mount_that_nobody_serves_is_aborted_and_cleared(pool: MountedPool, verb: str) -> None:
+    """Somebody keeps its descriptor open, so it does not fail by itself: it hangs."""
+
+    def keep_silent() -> None:
+        mounting.mount(str(pool.directory), str(pool.mountpoint), mounting.Options())
+        signal.pause()
+
+    (pool.directory / 'lock').touch()  # as a daemon leaves it
+    with child(keep_silent):
+        wait_for(lambda: mountpoints(pool.base), 'the mount')
+        with child(lambda: os.stat(pool.mountpoint)) as victim:
+            if verb == 'mount':
+                assert mount(pool.directory, pool.mountpoint, timeout=10).returncode == 0
+                assert run('umount', pool.mountpoint).returncode == 0
+            else:
+                done = cli(verb, pool.mountpoint, timeout=10)
+                assert done.returncode == 0, done.stderr
+                assert ('had died' in done.stderr) == (verb == 'umount')
+            assert exit_code(victim, 5) in DEAD
+            assert len(mountpoints(pool.base)) == (verb == 'status')
+        works(pool)
+
+
+def test_a_mount_that_is_slow_to_answer_is_left_alone(pool: MountedPool) -> None:
+    """A stopped daemon still holds its pool: nobody takes its mount away, nor waits for ever."""
+    volume = pool.start().volume('disk', MIB)
+    pool.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    done = mount(pool.directory, pool.mountpoint)
+    assert time.monotonic() - began < 10
+    assert done.returncode == 32 and 'mounted already' in done.stderr
+    pool.signal(signal.SIGCONT)
+    volume.image.write_bytes(b'goes on')
+    pool.stop()
+    assert volume.assert_legs_equal()[:7] == b'goes on'
+
+
+@pytest.mark.parametrize(
+    'path', ['dir', 'dir/', 'dir/./file', 'link', 'link/file', 'link/..', 'far', 'far/file', 'loop', 'loop/x',
+             'missing/x', '/', '.', '..', '//', 'dangling', 'up/..', 'dir/../dir//file'],
+)  # fmt: skip
+def test_paths_are_resolved_as_ever(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'dir/sub').mkdir(parents=True)
+    (tmp_path / 'dir/file').touch()
+    links = {'link': 'dir', 'far': f'{tmp_path}/link', 'loop': 'loop', 'dangling': 'no/such', 'up': 'dir/sub'}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    assert mounting.real_path(path) == os.path.realpath(path)
 
 
 # Many volumes, other users

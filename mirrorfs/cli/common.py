@@ -32,8 +32,15 @@ class Size(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(refusal), param, context)
 
 
+class Place(click.Path):
+    """A path that is not looked at: what is there may hang."""
+
+    def convert(self, value: Any, param: Any, context: Any) -> str:
+        return os.fsdecode(value)
+
+
 SIZE = Size()
-POOL = click.argument('pool', metavar='POOL', type=click.Path())
+POOL = click.argument('pool', metavar='POOL', type=Place())
 VOLUME = click.argument('name', metavar='NAME')
 
 
@@ -53,10 +60,10 @@ class Target:
 
 def find(pool: str) -> Target:
     """Find a pool by its directory or its mount point.  Raises Refused."""
-    real = os.path.realpath(pool)
+    real = mounting.real_path(pool)
     for mount in mounting.mounts():
         if real in (mount.pool, mount.mountpoint):
-            if mounting.is_dead(mount.mountpoint):
+            if mounting.is_dead(mount):
                 return Target(PoolDirectory(mount.pool), None)
             return Target(PoolDirectory(mount.pool), Path(mount.mountpoint))
     return Target(PoolDirectory(real), None)

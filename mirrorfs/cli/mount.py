@@ -7,14 +7,14 @@ import sys
 
 import click
 
-from mirrorfs.cli.common import POOL, find, wait_until
+from mirrorfs.cli.common import POOL, Place, find, wait_until
 from mirrorfs.errors import Refused
 from mirrorfs.fs import daemon, mounting
 
 
 @click.command()
 @POOL
-@click.argument('mountpoint', type=click.Path())
+@click.argument('mountpoint', type=Place())
 @click.option('-f', '--foreground', is_flag=True, help='stay in the foreground')
 @click.option('-o', 'options', multiple=True, help='mount options: allow_other, leg_timeout=SECONDS, …')
 @click.option('--force', multiple=True, metavar='NAME', help='start NAME although its legs may be stale')

@@ -2,6 +2,10 @@
 
 It stops when the file system is unmounted, and on SIGTERM or SIGINT (a second one aborts).  Stopping means:
 no more requests, everything flushed, the logs clean, exit code 0.
+
+It never asks its own mount anything.  A thread that waits for an answer of the mount cannot be killed while
+the FUSE descriptor is open, which it is until all threads have ended: SIGKILL would leave a daemon that never
+ends, and a mount that hangs.  So whether the mount answers is found out by the process that forked us.
 """
 
 import argparse
@@ -49,7 +53,7 @@ class Daemon:
         self.clean = True
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Mount and serve; `ready` is called when the mount answers.  Raises Refused."""
+        """Mount and serve; `ready` is called when requests begin to be answered.  Raises Refused."""
         events = EventLog()
         settings = Settings(self._options.leg_timeout)
         pool = Pool(self._directory, FileOpener(), events, settings)
@@ -82,7 +86,7 @@ class Daemon:
                 nursery.start_soon(self._signals)
                 await pool.start(nursery, self._options.force)
                 gateway.start()
-                nursery.start_soon(self._announce, ready)
+                nursery.start_soon(self._announce, gateway, ready)
                 await self._stop.wait()
                 self.clean = await pool.stop()
                 self._unmount()
@@ -96,9 +100,8 @@ class Daemon:
         await pyfuse3.main(min_tasks=_WORKERS)
         self._stop.set()
 
-    async def _announce(self, ready: Callable[[], None]) -> None:
-        """Ask our own mount something; once it answers, others will be answered, too."""
-        await trio.to_thread.run_sync(os.stat, self._mountpoint)
+    async def _announce(self, gateway: Gateway, ready: Callable[[], None]) -> None:
+        await gateway.initialised.wait()
         ready()
 
     def _on_unmount(self) -> None:
@@ -202,9 +205,9 @@ def run_in_foreground(pool: str, mountpoint: str, options: mounting.Options) -> 
 def run_in_background(pool: str, mountpoint: str, options: mounting.Options) -> int:
     """Serve in a child; return 0 when its mount answers, else its exit code after its message."""
     ours, theirs = os.pipe()
-    if os.fork():
+    if pid := os.fork():
         os.close(theirs)
-        return _await_child(ours)
+        return _await_child(pid, ours, mountpoint)
     os.close(ours)
     os.setsid()
     code = EXIT_SYSTEM
@@ -238,14 +241,19 @@ def _say(pipe: int, text: str) -> None:
         log.error('%s', text)
 
 
-def _await_child(pipe: int) -> int:
-    said = b''
+def _await_child(pid: int, pipe: int, mountpoint: str) -> int:
+    """Return 0 if a daemon's mount answers; else say why not and return its exit code."""
     with open(pipe, 'rb') as stream:
         said = stream.read(1)
         if said == b'\0':
-            return EXIT_OK
+            try:
+                os.stat(mountpoint)
+                return EXIT_OK
+            except OSError as error:
+                said = f'{mountpoint} is mounted but does not answer: {error.strerror}'.encode()
+                os.kill(pid, signal.SIGTERM)
         said += stream.read()
-    _, status = os.wait()
+    _, status = os.waitpid(pid, 0)
     message = said.decode(errors='replace') or 'the daemon ended without a word; see its log'
     print(f'mirrorfs: {message}', file=sys.stderr)
     return os.waitstatus_to_exitcode(status) or EXIT_SYSTEM

@@ -290,6 +290,7 @@ class Lane:
             # Cut down to what is just too long: it is refused there, with an event, and fits the socket.
             message = wire.shorten_write(message, limits.CONTROL_WRITE_MAX + 1)
         if opcode == wire.FUSE_INIT:
+            self.gateway.init_unique = unique
             self.gateway.tuning[unique] = lambda reply: wire.tune_init(reply, limits.MAX_BACKGROUND)
         elif opcode == wire.FUSE_OPEN and table is not None:
             self.gateway.tuning[unique] = wire.tune_open
@@ -368,6 +369,9 @@ class Gateway:
         self.fault: Callable[[int], None] | None = None
         """Test hook: called by the lane for each request for bytes."""
         self.superseded = 0
+        self.initialised = trio.Event()
+        """Set once the kernel has the reply to INIT: from then on it sends us requests."""
+        self.init_unique: int | None = None
         self.handle = handle
         self._taken = taken
         self._on_unmount = on_unmount
@@ -466,6 +470,8 @@ class Gateway:
             except OSError as error:
                 if error.errno not in _GONE:
                     log.error('reply to request %d refused: %s', unique, error)
+            if unique == self.init_unique:
+                self.tell(self.initialised.set)
 
     # On trio's thread
 

@@ -6,7 +6,10 @@ Also what is known of mounts from /proc/self/mountinfo, and the option words tha
 import array
 import ctypes
 import errno
+import fcntl
 import os
+import select
+import signal
 import socket
 import stat
 import subprocess
@@ -19,7 +22,10 @@ from mirrorfs.errors import Refused
 FSTYPE = 'fuse.mirrorfs'
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_NOSUID, _MS_NODEV = 2, 4
-_MNT_DETACH = 2
+_MNT_FORCE, _MNT_DETACH = 1, 2
+_PATIENCE = 3.0
+"""Seconds after which a mount that does not answer may be one that nobody serves."""
+_LINKS_MAX = 40
 _IGNORED = frozenset(
     'user nouser users auto noauto defaults nofail _netdev group owner atime noatime relatime norelatime '
     'strictatime nostrictatime diratime nodiratime lazytime nolazytime rw suid nosuid dev nodev exec noexec '
@@ -98,25 +104,104 @@ def _unescape(text: str) -> str:
     return text.encode('latin-1', 'backslashreplace').decode('unicode_escape').encode('latin-1').decode()
 
 
-def is_dead(mountpoint: str) -> bool:
-    """Whether a mount's daemon is gone."""
+def real_path(path: str) -> str:
+    """As os.path.realpath, but asks none of our mounts anything: one that hangs would not answer."""
+    mountpoints = {mount.mountpoint for mount in mounts()}
+    rest = os.path.join(os.getcwd(), path).split('/')[::-1]
+    real, links = '/', 0
+    while rest:
+        name = rest.pop()
+        step = os.path.join(real, name)
+        if name in ('', '.'):
+            continue
+        if name == '..':
+            real = os.path.dirname(real)
+        elif step not in mountpoints and links < _LINKS_MAX and os.path.islink(step):
+            links += 1
+            target = os.readlink(step)
+            rest += target.split('/')[::-1]
+            if target.startswith('/'):
+                real = '/'
+        else:
+            real = step
+    return real
+
+
+def is_dead(mount: Mount) -> bool:
+    """Whether a mount's daemon is gone.
+
+    A mount that does not answer, and whose pool nobody holds, is aborted: then all who wait for it get an
+    error.  It is dead, too.
+    """
+    code = _ask(mount.mountpoint)
+    if code is None and _is_unserved(mount.pool):
+        _abort(mount.mountpoint)
+        return True
+    return code in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _ask(mountpoint: str) -> int | None:
+    """Stat a mount and return the errno, or None if there is no answer.
+
+    A process of its own does it: one that hangs there may be impossible to kill, so nobody waits for it, and
+    it keeps nothing open.
+    """
+    pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            os.closerange(0, os.sysconf('SC_OPEN_MAX'))
+            os.stat(mountpoint)
+            code = 0
+        except OSError as error:
+            code = error.errno or code
+        finally:
+            os._exit(code)
+    ended = os.pidfd_open(pid)
     try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        answered, _, _ = select.select([ended], [], [], _PATIENCE)
+    finally:
+        os.close(ended)
+    if not answered:
+        os.kill(pid, signal.SIGKILL)
+        return None
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _is_unserved(pool: str) -> bool:
+    """Whether it is certain that no daemon holds a pool."""
+    try:
+        fd = os.open(os.path.join(pool, 'lock'), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _abort(mountpoint: str) -> None:
+    """Have every request to a mount fail from now on.  Only root may; for others it stays as it is."""
+    held = os.open(mountpoint, os.O_PATH | os.O_CLOEXEC)  # asks nothing; unmounting it is another matter
+    _libc.umount2(os.fsencode(mountpoint), _MNT_FORCE)
+    os.close(held)
 
 
 def check_mountpoint(path: str) -> str:
-    """Return the real path to mount on; cleans a dead mount of ours off it.
+    """Return the real path to mount on; cleans dead mounts of ours off it.
 
     Raises Refused: ENOENT, ENOTDIR, EBUSY where a mirrorfs is mounted and alive.
     """
-    real = os.path.realpath(path)
-    if any(mount.mountpoint == real for mount in mounts()):
-        if not is_dead(real):
-            raise Refused(errno.EBUSY, f'{path} has a mirrorfs mounted already')
-        unmount(real, lazy=True)
+    real = real_path(path)
+    for found in reversed(mounts()):
+        if found.mountpoint == real:
+            if not is_dead(found):
+                raise Refused(errno.EBUSY, f'{path} has a mirrorfs mounted already')
+            unmount(real, lazy=True)
     try:
         info = os.stat(real)
     except OSError as error:

@@ -243,9 +243,17 @@ def _decode_name(page: bytes, length: int) -> str:
         raise BadMetadata('the name is not UTF-8') from None
 
 
+_NO_SLOT = bytes(_SLOT.size)
+_VACANT = Slot()
+_LEG_STATES = frozenset(LegState)
+
+
 def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
-    leg, state, flags, tracked_since, mark = _SLOT.unpack_from(page, _SLOTS_OFFSET + number * _SLOT.size)
-    _need(state in LegState.__members__.values(), f'slot {number} has unknown state {state}')
+    start = _SLOTS_OFFSET + number * _SLOT.size
+    if page.startswith(_NO_SLOT, start):  # as most are
+        return _VACANT
+    leg, state, flags, tracked_since, mark = _SLOT.unpack_from(page, start)
+    _need(state in _LEG_STATES, f'slot {number} has unknown state {state}')
     _need(mark <= chunks, f'slot {number} has a mark beyond the volume')
     return Slot(LegState(state), uuid.UUID(bytes=leg), tracked_since, mark, bool(flags & SLOT_FULL))
 

@@ -237,7 +237,7 @@ class Keeper:
 
 def _definition(record: VolumeRecord) -> VolumeRecord:
     """Return what of a record the pool must know at once; marks and the like can wait for the next event."""
-    slots = tuple(slot.but(mark=0) for slot in record.slots)
+    slots = tuple(slot.but(mark=0) if slot.mark else slot for slot in record.slots)
     return record.but(slots=slots, updated_us=0, active=False)
 
 

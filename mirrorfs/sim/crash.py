@@ -57,6 +57,7 @@ class Frozen:
             sharing=before.sharing,
             lane=before.lane,
             pauses=before.pauses,
+            used=before.used,
         )
         after.chunks = self.chunks
         after.files = self.files.copy()
@@ -70,14 +71,20 @@ class Frozen:
         after.now_us, after.away, after.uuid = self.now_us, set(away), before.uuid
         after.model = self.model.copy()
         after.tainted, after.foreign, after.apart, after.unreadable = (set(mark) for mark in self.marks)
-        after.saved, after.saved_pool = before.saved, before.saved_pool
+        after.saved = before.saved
         after.acknowledged, after.written_apart = before.acknowledged, before.written_apart
         after.hosts_apart, after.other_model = before.hosts_apart, before.other_model
         after.remembered, after.at_rest = before.remembered, before.at_rest
         after.remade = True
         # Where flushes failed on all legs that count, what was not flushed is as lost as by a power cut.
         current = [disk for name, disk in after.disks.items() if after.checkers.is_current(name)]
-        after.model.crash(power=keep != 'kill' or all(disk.lost for disk in current))
+        power = keep != 'kill' or all(disk.lost for disk in current)
+        after.model.crash(power=power)
+        if before.saved_pool:  # the other host loses what is volatile on its disks, too
+            files, model, acknowledged = before.saved_pool
+            model = model.copy()
+            model.crash(power=power)
+            after.saved_pool = files, model, acknowledged
         for disk in after.disks.values():
             disk.lost = False
         return after

@@ -74,7 +74,9 @@ class Medium:
 
     def same(self, other: 'Medium', offset: int, length: int) -> bool:
         """Whether two media hold the same in a range of whole pages."""
-        return all(self.page(n) == other.page(n) for n in range(offset // PAGE, (offset + length) // PAGE))
+        pages = range(offset // PAGE, (offset + length) // PAGE)
+        mine, theirs = self._pages.get, other._pages.get
+        return [mine(n, _ZEROS) for n in pages] == [theirs(n, _ZEROS) for n in pages]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Medium):
@@ -140,6 +142,8 @@ class CrashDisk:
     """Who has it open."""
     changes: int = 0
     """Grows with every change of the other fields."""
+    erasable: bool = True
+    """Whether it can forget its content quickly; else that stays, and is seen."""
 
     def __post_init__(self) -> None:
         self.durable = Medium(self.size)
@@ -209,6 +213,7 @@ class CrashDisk:
         after = CrashDisk(self.name, self.size)
         after.durable, after.visible = self.durable.copy(), self.visible.copy()
         after.pending, after.writes, after.lost = list(self.pending), self.writes, self.lost
+        after.erasable = self.erasable
         return after
 
     def digest(self) -> int:
@@ -223,6 +228,7 @@ class CrashDisk:
             for start, end in choose(write):
                 after.durable.write(write.offset + start, write.data[start:end])
         after.visible = after.durable.copy()
+        after.erasable = self.erasable
         return after
 
 
@@ -336,6 +342,8 @@ class CrashLeg:
         return self.disk.visible.extents(offset, length)
 
     async def erase(self, offset: int, length: int) -> bool:
+        if not self.disk.erasable:
+            return False
         await self.write(offset, bytes(length))
         return True
 

@@ -100,7 +100,9 @@ def after(world: World, session: Session, seed: int) -> World:
     frozen = world.freeze()
     if session.crash_at:
         frozen = next((f for f in world.frozen if f.step == session.crash_at), frozen)
-    return frozen.restart('none' if session.end == STOP and not world.refused else session.end, seed=seed)
+    if session.end != STOP:
+        return frozen.restart(session.end, seed=seed)
+    return frozen.restart('kill' if world.refused else 'none', seed=seed)
 
 
 def replay(run: Run, say: Callable[[World, Session], None] = lambda world, session: None) -> None:

@@ -45,6 +45,7 @@ class Run:
     sharing: bool = False
     lane: bool = False
     pauses: tuple[int, ...] = PAUSES
+    used: bool = False
 
     def world(self) -> World:
         return World(
@@ -55,6 +56,7 @@ class Run:
             sharing=7 if self.sharing else None,
             lane=self.lane,
             pauses=self.pauses,
+            used=self.used,
         )
 
     def but(self, **changes: object) -> 'Run':
@@ -73,14 +75,14 @@ class Run:
             )
             for s in self.sessions
         ]
-        options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses)
+        options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses, self.used)
         return repr((self.seed, options, sessions))
 
     @classmethod
     def parse(cls, text: str) -> 'Run':
         """Return the run of a `text`.  Raises ValueError."""
         try:
-            seed, (chunks, legs, logged, sharing, lane, pauses), raw = ast.literal_eval(text.strip())
+            seed, (chunks, legs, logged, sharing, lane, pauses, *used), raw = ast.literal_eval(text.strip())
             sessions = tuple(
                 Session(
                     operations, before, end, crash_at, tuple((key, Fault(*fault)) for key, fault in faults)
@@ -89,7 +91,7 @@ class Run:
             )
         except (SyntaxError, TypeError, ValueError) as error:
             raise ValueError(f'this is no run: {error}') from None
-        return cls(seed, sessions, chunks, legs, logged, sharing, lane, pauses)
+        return cls(seed, sessions, chunks, legs, logged, sharing, lane, pauses, *used)
 
 
 # Random runs
@@ -122,6 +124,7 @@ class Composer:
             sharing=rng.random() < 0.1,
             lane=rng.random() < LANE_SHARE,
             pauses=rng.choice(((0,), PAUSES, PAUSES, (1, 1, 2, 5), (0, 0, 0, 15))),
+            used=rng.random() < USED_SHARE,
         )
 
     def _session(self) -> Session:
@@ -239,6 +242,7 @@ class Composer:
 ENOSPC = 28
 _CODES = (5, 5, 5, ENOSPC)
 LANE_SHARE = 0.0
+USED_SHARE = 0.25
 _RESTING = {'away': 8, 'swap': 3, 'save': 4, 'old': 3, 'foreign': 1, 'shrink': 1, 'corrupt': 4, 'force': 1}
 _RUNNING = {
     'write': 30,

@@ -188,22 +188,29 @@ class Lockstep:
 
 
 class _Worker:
-    """A thread that runs one job after another.  Threads are kept: a simulation needs thousands."""
+    """A thread that runs one job after another, until it is told to end: a simulation needs many."""
 
     def __init__(self) -> None:
         self.go, self.back = threading.Lock(), threading.Lock()
         self.go.acquire()
         self.back.acquire()
         self.job: Lockstep | None = None
-        threading.Thread(target=self._serve, name='lockstep', daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name='lockstep', daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
             self.go.acquire()
-            assert self.job
+            if self.job is None:
+                return
             self.job.main()
             self.job = None
             self.back.release()
+
+    def end(self) -> None:
+        """End the thread, which has no job, and wait for it."""
+        self.go.release()
+        self._thread.join()
 
 
 _idle: list[_Worker] = []
@@ -265,11 +272,15 @@ class Intrusion:
 
 @contextmanager
 def one_cpu() -> Iterator[None]:
-    """Keep this thread, and those in lockstep that it begins, on one CPU: handing over is much faster so."""
+    """Keep this thread, and those in lockstep that it begins, on one CPU: handing over is much faster so.
+
+    The threads end with it: who forks later must not have any.
+    """
     before = os.sched_getaffinity(0)
-    _idle.clear()  # those begun before are elsewhere
-    os.sched_setaffinity(0, {min(before)})
+    os.sched_setaffinity(0, {sorted(before)[os.getpid() % len(before)]})
     try:
         yield
     finally:
+        while _idle:
+            _idle.pop().end()
         os.sched_setaffinity(0, before)

@@ -12,8 +12,8 @@ import os
 import random
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -46,6 +46,8 @@ _GETATTR = 3
 _TICK = 25e-6
 """What the lane's clock advances each time that somebody looks."""
 _CHANNEL_ROOM = 2
+_LAST_REPLIES = 10.0
+"""Seconds within which the requests under way are answered, some way, when a volume has stopped."""
 _NOT_CACHED = 0.2
 """How often a read that is not to wait finds its page not in the cache."""
 
@@ -127,10 +129,7 @@ class Asked:
 
 
 class SimMount:
-    """One mount of a world: a `mirrorfs.sim.world.Port` through the data lane.
-
-    `digest` is a number that is equal for equal schedules; `superseded` counts replaced lanes.
-    """
+    """One mount of a world: a `mirrorfs.sim.world.Port` through the data lane."""
 
     def __init__(self, world: 'LaneWorld', nursery: trio.Nursery, pace: Pace | None = None) -> None:
         self.world = world
@@ -144,7 +143,6 @@ class SimMount:
         """Threads with a pace of their own."""
         self.lanes: list[Lockstep] = []
         self.threads: list[Lockstep] = []
-        self.digest = 0
         self.complaints: list[str] = []
         """What the code under test called critical."""
         self.dead = False
@@ -161,7 +159,13 @@ class SimMount:
 
     @property
     def superseded(self) -> int:
+        """How many lanes were replaced."""
         return self.gateway.superseded
+
+    @property
+    def lane(self) -> Lockstep:
+        """The lane that serves the descriptor."""
+        return self.lanes[-1]
 
     @property
     def channel(self) -> tuple[Channel, Channel]:
@@ -186,7 +190,12 @@ class SimMount:
 
     def kill(self) -> None:
         """The process is gone, with all its threads."""
+        if self.dead:
+            return
         self.dead = True
+        for table in self.gateway.tables.values():
+            self.world.tally.update({'hot write': table.writes, 'hot read': table.reads})
+        self.world.tally['superseded'] += self.superseded
         logging.getLogger('mirrorfs').removeHandler(self._log)
         for thread in self.threads:
             thread.kill()
@@ -222,7 +231,7 @@ class SimMount:
         while not thread.done:
             points = await self.paces.get(thread, self.pace).turn()
             passed = thread.advance(points)
-            self.digest = zlib.crc32(f'{name} {passed} {thread.place}'.encode(), self.digest)
+            self.world.digest = zlib.crc32(f'{name} {passed} {thread.place}'.encode(), self.world.digest)
             self.check()
             if thread.blocked is not None:
                 await thread.blocked.wait()
@@ -428,6 +437,8 @@ class SimSystem(System):
             raise OSError(errno.ENODEV, 'unmounted')
         if not mount.inbox:
             raise BlockingIOError(errno.EAGAIN, 'no request')
+        if thread is not mount.lane:
+            raise Violation('defect', 'a superseded lane takes a request')
         if self._world.odd and self._world.rng.random() < 0.02:
             raise OSError(self._world.rng.choice((errno.EINTR, errno.ENOENT)), 'next, please')
         message = mount.inbox.popleft()
@@ -527,9 +538,9 @@ class LaneCheckers(Checkers):
         running = world.started and hasattr(world.volume, 'keeper')
         return {disk.name for disk in self.in_sync()} if running else set()
 
-    def _current(self, call: Call) -> None:
+    def _current(self, call: Call, disks: list[CrashDisk]) -> None:
         if self._reader is None or call.disk not in self._since[self._reader]:
-            super()._current(call)
+            super()._current(call, disks)
 
     def promised(self, block: int, began: int, seen: list[int]) -> None:
         model = self._world.model
@@ -560,6 +571,8 @@ class LaneWorld(World):
         self.lane = True
         self.mount: SimMount | None = None
         self.descriptors: dict[int, LaneCrashLeg] = {}
+        self.digest = 0
+        """A number that is equal for equal schedules of threads."""
         super().__post_init__()
         self.checkers: LaneCheckers = LaneCheckers(self)
 
@@ -570,6 +583,12 @@ class LaneWorld(World):
         leg = LaneCrashLeg(disk, self.hook, fd, sharing=self.sharing)
         disk.holder = self.descriptors[fd] = leg
         return leg, created
+
+    @asynccontextmanager
+    async def running(self, *, force: bool = False) -> AsyncGenerator[Volume, None]:
+        with lockstep.one_cpu():
+            async with super().running(force=force) as volume:
+                yield volume
 
     async def begin(self, nursery: trio.Nursery, *, force: bool = False) -> Volume:
         self.mount = SimMount(self, nursery, self.pace)
@@ -595,6 +614,9 @@ class LaneWorld(World):
     async def stop(self) -> None:
         await super().stop()
         if self.mount:
+            with trio.move_on_after(_LAST_REPLIES):
+                while self.mount.asked:
+                    await trio.sleep(0.001)
             self.mount.close()
             self.mount = None
 
@@ -620,10 +642,3 @@ class LaneWorld(World):
 async def _set_after(event: trio.Event, seconds: float) -> None:
     await trio.sleep(seconds)
     event.set()
-
-
-@contextmanager
-def quick() -> Iterator[None]:
-    """Simulations with lanes go several times as fast in here."""
-    with lockstep.one_cpu():
-        yield

@@ -28,7 +28,7 @@ from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg
 from mirrorfs.sim.crash import Frozen
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
 from mirrorfs.sim.faults import Fault, Key, planned
-from mirrorfs.sim.model import Model
+from mirrorfs.sim.model import BLOCK, Model, fill
 from mirrorfs.sim.poolfiles import Inode, SimFiles
 from mirrorfs.sim.violation import Violation
 from mirrorfs.volume.admin import Admin
@@ -40,6 +40,8 @@ TIMEOUT = 3.0
 PAUSES = (0, 0, 1, 3)
 PATIENCE = 7200.0
 """Virtual seconds within which everything ends."""
+GARBAGE = 1 << 40
+"""The tag of what used devices hold: nobody may ever see it."""
 _POOL = '/pool'
 _DEFINITION = '/pool/volumes/v.json'
 
@@ -92,6 +94,8 @@ class World:
     """Whether requests go through the data lane."""
     pauses: tuple[int, ...] = PAUSES
     """How many turns of the scheduler a call may take."""
+    used: bool = False
+    """Whether legs lie on devices full of something else, which cannot be erased quickly."""
 
     def __post_init__(self) -> None:
         self.made_with = self.chunks
@@ -167,11 +171,20 @@ class World:
             raise Refused(errno.ENOENT, f'{path} is not there')
         if created:
             self.disks[name] = CrashDisk(name, create_size)
+            if self.used:
+                self._fill(self.disks[name])
+                created = False
         disk = self.disks[name]
         if disk.holder:
             raise Refused(errno.EBUSY, f'{path} is in use')
         disk.holder = leg = CrashLeg(disk, self.hook, sharing=self.sharing)
         return leg, created
+
+    def _fill(self, disk: CrashDisk) -> None:
+        base, blocks = self.layout.data_offset, (disk.size - self.layout.data_offset) // BLOCK
+        disk.erasable = False
+        for medium in (disk.durable, disk.visible):
+            medium.write(base, fill(GARBAGE) * blocks)
 
     async def require_blank(self, leg: Leg) -> None:
         pass

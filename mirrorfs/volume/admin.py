@@ -214,7 +214,8 @@ class Admin:
             zeroed = known == record.size or await make_room(leg, base + known, base + record.size)
 
         def rejoin(record: VolumeRecord) -> VolumeRecord:
-            if membership.can_catch_up(record, slot, sup.record) != caught_up:
+            forgotten = not record.slots[slot].state.is_stale  # another leg took its place just now
+            if forgotten or membership.can_catch_up(record, slot, sup.record) != caught_up:
                 raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
             return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
 
@@ -240,6 +241,10 @@ class Admin:
                 f'{theirs.events}), {record.name} has {record.lineage[-1].uuid} (events {record.events}); '
                 'to give up what it has, remove it and add it with --force',
             )
+        if leg.size < sup.needed_size:
+            # It may have been cut short and grown again by others: what it lost then nobody knows.
+            found = f'{path} has {leg.size} bytes, it had {sup.needed_size} at least; give it back its size'
+            raise Refused(errno.ENOSPC, f'{found}, or remove it and add it with --force')
         return sup
 
     async def _join(

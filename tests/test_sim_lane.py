@@ -1,0 +1,233 @@
+"""The data lane against trio, step by step: the real lane and the real volume, interleaved in every way.
+
+A *script* is a request that the lane serves and what trio does meanwhile.  Each is played again and again,
+with the lane held at another point each time (a line of its code, or a step of a system call):
+
+    held    the lane stands at point K; trio goes as far as it can; then the lane goes on
+    stuck   the lane stands at point K until it is superseded; trio does its part; then the lane comes back
+
+After each, all checkers look, every request has been answered once, legs are equal, the stop is clean.
+"""
+
+import itertools
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import trio
+from crashtools import B, Failed, simulate, w
+from plants_blind import BLIND
+from trio.testing import wait_all_tasks_blocked
+
+from mirrorfs.sim import verbs
+from mirrorfs.sim.lockstep import Lockstep
+from mirrorfs.sim.simlane import Freely, Held, LaneWorld, SimMount
+from mirrorfs.sim.verbs import Operation
+from mirrorfs.sim.violation import Violation
+
+CHUNKS = 2
+HELD_SECONDS = 0.003
+"""How long trio's part may take while a lane is held: some looks of `settle`, and far from the watchdog's."""
+STUCK_SECONDS = 0.4
+
+HOT = (w(0), w(B), ('flush',), w(0), w(B))
+"""Leaves both chunks to the lane."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """`asked` of the lane, after the `prelude`, and what trio does `meanwhile`."""
+
+    asked: Operation
+    meanwhile: tuple[Operation, ...]
+    prelude: tuple[Operation, ...] = HOT
+    hot: bool = True
+    """Whether the lane does it by itself if nothing disturbs it."""
+    troubled: bool = False
+    """Whether it may be refused."""
+
+
+ALONE = (*HOT, ('fail', 1), w(0), w(B))
+MEANWHILE: dict[str, tuple[Operation, ...]] = {
+    'write': (w(0),),
+    'overlap': (w(1, 3),),
+    'wide': (w(B - 2, 4),),
+    'twice': (w(1), w(0, 2)),
+    'read': (('read', 0, 2),),
+    'fail': (('fail', 1), ('read', 0, 2)),
+    'fail-home': (('fail', 0), ('read', 0, 2)),
+    'fail-write': (('fail', 1), w(0)),
+    'fail-readd': (('fail', 1), ('readd', 1)),
+    'discard': (('discard', 0, B),),
+    'discard-part': (('discard', 0, 2), ('read', 0, 2)),
+    'sweep': (('sweep',),),
+    'sweep-write': (('sweep',), w(0)),
+    'flush': (('flush',),),
+    'grow': (('grow', CHUNKS + 1), w(CHUNKS * B)),
+    'stop': (('stop',),),
+}
+ASKED = {'write': w(0, 2), 'across': w(B - 1, 2), 'read': ('read', 0, 2), 'read-across': ('read', B - 1, 2)}
+SCRIPTS = {
+    f'{asked} {what}': Script(ASKED[asked], MEANWHILE[what], troubled=what == 'stop')
+    for asked, what in itertools.product(ASKED, MEANWHILE)
+}
+for _asked in ASKED:
+    SCRIPTS |= {
+        f'{_asked} readd': Script(ASKED[_asked], (('readd', 1),), ALONE),
+        f'{_asked} remove-add': Script(ASKED[_asked], (('remove', 1), ('add', 2)), ALONE),
+        f'{_asked} recovery': Script(ASKED[_asked], (('readd', 1), ('quiet',), ('fail', 0)), ALONE),
+    }
+SCRIPTS |= {
+    'cold write': Script(w(0), (w(0, 2),), (w(B),), hot=False),
+    'cold sweep': Script(w(0), (('sweep',),), (*HOT, ('sweep',)), hot=False),
+    'cold discard': Script(w(1), (('discard', 0, B),), (*HOT, ('discard', 0, B)), hot=False),
+    'large write': Script(w(0, B + 4), (w(B, 4),), (w(0),), hot=False),
+    'discard write': Script(('discard', 0, B), (w(0),), hot=False),
+    'flush write': Script(('flush',), (w(0), ('fail', 1)), hot=False),
+    'zeros write': Script(('read', 0, 2), (w(0),), (w(B),)),
+    'end grow': Script(w(CHUNKS * B), (('grow', CHUNKS + 1),), hot=False, troubled=True),
+}
+
+
+class Stage:
+    """A world with a script's lane in hand: held before the first line that deals with the request."""
+
+    def __init__(self, name: str, seed: int = 0) -> None:
+        self.script = SCRIPTS[name]
+        self.seed = seed
+        self.world = LaneWorld(CHUNKS, 2, seed, pace=Freely(), odd=False)
+        self.held = Held()
+        self.answered = trio.Event()
+
+    def play(self, act: Callable[['Stage'], Awaitable[None]], case: str) -> None:
+        """Have `act` do its part of the script, then all go on to the end."""
+        simulate(partial(self._play, act), self.seed, case)
+
+    async def _play(self, act: Callable[['Stage'], Awaitable[None]]) -> None:
+        world, script = self.world, self.script
+        await world.make()
+        async with world.running():
+            for operation in script.prelude:
+                await verbs.perform(world, operation)
+            world.model.grow((CHUNKS + 1) * B)
+            world.troubled |= script.troubled
+            self.mount.paces[self.lane] = self.held
+            async with trio.open_nursery() as self.nursery:
+                self.nursery.start_soon(self._ask)
+                await wait_all_tasks_blocked()
+                self.thread = self.lane
+                await act(self)
+                self.held.released.set()
+            await self._finish()
+
+    @property
+    def mount(self) -> SimMount:
+        assert self.world.mount
+        return self.world.mount
+
+    @property
+    def lane(self) -> Lockstep:
+        return self.mount.lane
+
+    async def _ask(self) -> None:
+        await verbs.perform(self.world, self.script.asked)
+        self.answered.set()
+
+    async def meanwhile(self, *, hand_over: bool = False) -> None:
+        """Trio's part, to its end: straight to the volume, or through the lane that serves then."""
+        world = self.world
+        world.port = self.mount if hand_over else world.volume
+        for operation in self.script.meanwhile:
+            if operation == ('stop',):
+                await world.stop()
+            else:
+                await verbs.perform(world, operation)
+
+    async def as_far_as_it_can(self) -> None:
+        """Trio's part, until it is done or waits for the lane; the rest goes on with the lane."""
+        done = trio.Event()
+
+        async def part() -> None:
+            await self.meanwhile()
+            done.set()
+
+        self.nursery.start_soon(part)
+        with trio.move_on_after(HELD_SECONDS):
+            await done.wait()
+
+    async def _finish(self) -> None:
+        """All that was done is as promised, and the volume goes on as if nothing had been."""
+        world = self.world
+        if world.mount:
+            world.port = world.mount
+            for operation in (('quiet',), ('read', 0, CHUNKS * B), w(0, 2), ('read', 0, 2), ('check',)):
+                await verbs.perform(world, operation)
+            await world.stop()
+
+
+# The ways to interleave.  Each plays one case and returns whether there are more points.
+
+
+def held(name: str, point: int, seed: int = 0) -> bool:
+    stage, passed = Stage(name, seed), 0
+
+    async def act(stage: Stage) -> None:
+        nonlocal passed
+        passed = stage.lane.advance(point)
+        await stage.as_far_as_it_can()
+
+    stage.play(act, f'held {name} {point} {seed}')
+    return passed == point
+
+
+def stuck(name: str, point: int, seed: int = 0) -> bool:
+    stage, passed = Stage(name, seed), 0
+
+    async def act(stage: Stage) -> None:
+        nonlocal passed
+        passed = stage.lane.advance(point)
+        await trio.sleep(STUCK_SECONDS)
+        superseded.append(stage.mount.superseded)
+        await stage.as_far_as_it_can()
+
+    stage.play(act, f'stuck {name} {point} {seed}')
+    return passed == point
+
+
+superseded: list[int] = []
+
+
+@pytest.mark.parametrize('name', sorted(SCRIPTS)[::3])
+def test_a_lane_held_at_any_point_breaks_no_promise(name: str) -> None:
+    points = next(k for k in itertools.count() if not held(name, k))
+    assert points > 20
+
+
+@pytest.mark.parametrize('name', sorted(SCRIPTS)[1::4])
+def test_a_lane_stuck_at_any_point_is_replaced_and_breaks_no_promise(name: str) -> None:
+    superseded.clear()
+    points = next(k for k in itertools.count() if not stuck(name, k))
+    assert points > 20
+    assert any(superseded)
+
+
+def test_no_thread_outlives_a_simulation() -> None:
+    held('write write', 30)
+    assert not [thread for thread in threading.enumerate() if thread.name == 'lockstep']
+
+
+PLANTS: dict[str, list[tuple[Callable[[str, int], bool], str]]] = {
+    'superseded_lane_goes_on': [(stuck, 'write fail-readd')],
+}
+
+
+@pytest.mark.parametrize('name', PLANTS)
+def test_a_bug_planted_in_the_lane_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    next(plant for plant in BLIND if plant.name == name).sow(monkeypatch)
+    with pytest.raises((Failed, Violation, AssertionError)):
+        for mode, script in PLANTS[name]:
+            for point in itertools.count():
+                if not mode(script, point):
+                    break
