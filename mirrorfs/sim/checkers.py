@@ -8,6 +8,8 @@ counts at the moment.  `mirrorfs.sim.violation.CHECKERS` names them.
 import functools
 import uuid
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +39,8 @@ class Checkers:
         self._looked_at: object = None
         self.made: Counter[str] = Counter()
         self.layout = world.layout
-        self._log_offsets = [self.layout.page_offset(0, copy) for copy in (0, 1)]
+        self._log_pages = [self.layout.page_offset(0, copy) // wibm.PAGE for copy in (0, 1)]
+        self._known: dict[str, tuple[CrashDisk, int, Said]] = {}
 
     # At every step of a running volume
 
@@ -48,18 +51,19 @@ class Checkers:
             raise Violation('strangers', f'a write to {call.disk}, which is not of this volume')
         if not world.started or not hasattr(world.volume, 'keeper'):
             return
+        disks = self.in_sync()
         if call.kind == 'write':
-            self._intent(call)
+            self._intent(call, disks)
             self._copies(call)
         elif call.kind == 'read' and call.offset >= self.layout.data_offset:
-            self._current(call)
-        now = [(disk.changes, disk) for disk in world.disks.values()], self.in_sync()
+            self._current(call, disks)
+        now = [(disk, disk.changes) for disk in world.disks.values()], disks
         if now != self._looked_at:
             self._looked_at = now
-            self._clean()
-            self._missed()
+            self._clean(disks)
+            self._missed(disks)
 
-    def _current(self, call: Call) -> None:
+    def _current(self, call: Call, disks: list[CrashDisk]) -> None:
         """Invariant 7: data are read where they count."""
         self.made['never-stale'] += 1
         chunk = (call.offset - self.layout.data_offset) // CHUNK
@@ -67,12 +71,12 @@ class Checkers:
         leaving = any(m.leg.path.endswith(f'/{call.disk}') for m in volume.keeper.quarantine.values())
         if leaving and volume.locks.is_exclusive(chunk):
             return  # a copy that began when it counted, of a chunk that nobody writes meanwhile
-        if self._world.disks.get(call.disk) not in self.in_sync():
+        if self._world.disks.get(call.disk) not in disks:
             raise Violation('never-stale', f'data are read from {call.disk}, which does not count')
 
-    def _intent(self, call: Call) -> None:
+    def _intent(self, call: Call, disks: list[CrashDisk]) -> None:
         """Invariant 1: marks are durable, on every leg that counts, before data."""
-        disks, world = self.in_sync(), self._world
+        world = self._world
         if call.offset < self.layout.data_offset or world.disks.get(call.disk) not in disks:
             return
         self.made['intent-first'] += 1
@@ -109,23 +113,17 @@ class Checkers:
         if log.offset <= call.offset < log.end:
             copy, at = divmod(call.offset - log.offset, log.length)
             assert not at, 'one log page is all that the simulation looks at'
-            spared = self._log(disk).current[0] != copy
+            spared = self._said(disk).log.current[0] != copy
             spared = spared or self._log_serial(disk, 0) == self._log_serial(disk, 1)
             if not spared:
                 raise Violation('whole-copy', f'a write over the current copy of a log page of {disk.name}')
 
-    def _clean(self) -> None:
+    def _clean(self, disks: list[CrashDisk]) -> None:
         """Invariant 4: a durably clean chunk is flushed, and the same, on all legs that count."""
-        world, disks = self._world, self.in_sync()
         if not disks:
             raise Violation('last-copy', 'no leg is in sync any more')
         self.made['clearing-last'] += 1
-        clean = np.zeros(world.chunks, np.bool_)
-        for disk in disks:
-            states = self.durable_states(disk)
-            if world.logged or not self._active(disk):
-                clean |= (states & np.uint8(DIRTY | UNWRITTEN | NEEDS_RESYNC)) == 0
-        for chunk in np.flatnonzero(clean).tolist():
+        for chunk in clean_chunks(self._world.logged, *[self._whole(disk) for disk in disks]):
             self._settled(disks, chunk, 'clearing-last', 'is clean in a log')
 
     def _settled(self, disks: list[CrashDisk], chunk: int, checker: str, why: str) -> None:
@@ -137,28 +135,21 @@ class Checkers:
                 text = f'chunk {chunk} {why}, but {disk.name} and {disks[0].name} differ'
                 raise Violation(checker, text)
 
-    def _missed(self) -> None:
+    def _missed(self, disks: list[CrashDisk]) -> None:
         """Invariants 4, 6: what a leg that left, or is coming back, lacks is known to every survivor."""
         if not self._world.logged:
             return
-        for disk in self.in_sync():
-            record = newest(disk).record
-            states = self.durable_states(disk)
-            for number, slot in enumerate(record.slots):
-                if slot.state is not LegState.SPARE and not slot.tracked_since:
-                    continue
-                other = self.disk_of(slot.leg)
+        for disk in disks:
+            said = self._whole(disk)
+            for number in said.followed:
+                other = self.disk_of(said.sup.record.slots[number].leg)
                 if other is None or other is disk:
                     continue
-                theirs = newest(other).record
-                if slot.state.is_stale and not membership.can_catch_up(record, number, theirs):
+                if not said.catches_up(number, self._said(other)):
                     continue
-                checker = 'window' if slot.full else 'log-covers'
+                checker, chunks = said.up_to_date(number)
                 self.made[checker] += 1
-                needed = (states & np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC | UNWRITTEN)) != 0
-                if slot.full:
-                    needed[slot.mark :] = True
-                for chunk in np.flatnonzero(~needed).tolist():
+                for chunk in chunks:
                     self._settled([disk, other], chunk, checker, f'counts as up to date on {other.name}')
 
     # After an answer
@@ -305,10 +296,7 @@ class Checkers:
 
     def durable_states(self, disk: CrashDisk) -> wibm.States:
         """Return the intent log on a disk's durable medium."""
-        image = self._log(disk)
-        if image.damaged:
-            raise Violation('whole-copy', f'{disk.name} has no whole copy of a log page')
-        return image.states
+        return self._whole(disk).log.states
 
     def _same(self, one: CrashDisk, other: CrashDisk, chunk: int, *, visible: bool = False) -> bool:
         at = self.layout.data_offset + chunk * CHUNK
@@ -319,21 +307,94 @@ class Checkers:
         return one.durable.same(other.durable, at, CHUNK)
 
     def _active(self, disk: CrashDisk) -> bool:
-        return newest(disk).record.active
+        return self._whole(disk).sup.record.active
 
-    def _log(self, disk: CrashDisk) -> wibm.LogImage:
+    def _whole(self, disk: CrashDisk) -> 'Said':
+        """Return what a disk durably says.  Invariant 12: one copy of every page is always whole."""
+        said = self._said(disk)
+        if said.damaged:
+            raise Violation('whole-copy', f'{disk.name} has no whole {said.damaged}')
+        return said
+
+    def _said(self, disk: CrashDisk) -> 'Said':
+        known = self._known.get(disk.name)
+        if known and known[0] is disk and known[1] == disk.changes:
+            return known[2]
         assert self._world.chunks <= wibm.PAGE_CHUNKS
-        pages = [disk.durable.page(offset // wibm.PAGE) for offset in self._log_offsets]
-        return decode_log(self._world.uuid, self._world.chunks, pages[0], pages[1])
+        pages = [disk.durable.page(page) for page in (*_SUPER_PAGES, *self._log_pages)]
+        said = read_metadata(self._world.uuid, self._world.chunks, *pages)
+        self._known[disk.name] = disk, disk.changes, said
+        return said
 
     def _log_serial(self, disk: CrashDisk, copy: int) -> int:
         """Return the serial of one copy of the log, 0 if that copy is not whole."""
-        page = disk.durable.page(self._log_offsets[copy] // wibm.PAGE)
+        page = disk.durable.page(self._log_pages[copy])
         pages = (page, b'') if copy == 0 else (b'', page)
         return int(decode_log(self._world.uuid, self._world.chunks, *pages).serials[0])
 
 
 _SUPER_PAGES = [offset // wibm.PAGE for offset in wibm.SUPER_OFFSETS]
+
+
+@dataclass(eq=False, slots=True)
+class Said:
+    """What a disk durably says of itself and its volume.  The same few are looked at again and again."""
+
+    sups: Sequence[wibm.LegSuper]
+    """The whole superblocks, the newest last."""
+    log: wibm.LogImage
+    damaged: str = field(init=False)
+    """What has no whole copy."""
+    followed: Sequence[int] = ()
+    """Slots of legs that are away or coming back, and that are to be caught up from here."""
+    _up_to_date: dict[int, tuple[str, list[int]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.damaged = '' if self.sups else 'superblock'
+        if self.log.damaged:
+            self.damaged = 'copy of a log page'
+        if self.sups:
+            slots = enumerate(self.sup.record.slots)
+            self.followed = [n for n, s in slots if s.state is LegState.SPARE or s.tracked_since]
+
+    @property
+    def sup(self) -> wibm.LegSuper:
+        return self.sups[-1]
+
+    def catches_up(self, number: int, theirs: 'Said') -> bool:
+        """Whether the leg of a slot, which says `theirs`, is taking part, or may by copying only a part."""
+        record = self.sup.record
+        if not record.slots[number].state.is_stale:
+            return True
+        return membership.can_catch_up(record, number, theirs.sup.record)
+
+    def up_to_date(self, number: int) -> tuple[str, list[int]]:
+        """Return the checker of a slot that is followed, and the chunks that its leg must hold already."""
+        if number not in self._up_to_date:
+            slot = self.sup.record.slots[number]
+            needed = (self.log.states & np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC | UNWRITTEN)) != 0
+            if slot.full:
+                needed[slot.mark :] = True
+            found = np.flatnonzero(~needed).tolist()
+            self._up_to_date[number] = 'window' if slot.full else 'log-covers', found
+        return self._up_to_date[number]
+
+
+@functools.lru_cache(maxsize=1024)
+def read_metadata(volume: uuid.UUID, chunks: int, *pages: bytes) -> Said:
+    """Return what two superblocks and two copies of the log's only page say."""
+    sups = [sup for sup in map(decode_super, pages[:2]) if sup]
+    return Said(sorted(sups, key=lambda sup: sup.serial), decode_log(volume, chunks, *pages[2:]))
+
+
+@functools.lru_cache(maxsize=1024)
+def clean_chunks(logged: bool, *said: Said) -> list[int]:
+    """Return the chunks that are clean for some of the legs that say this."""
+    clean = np.zeros(len(said[0].log.states), np.bool_)
+    for one in said:
+        if logged or not one.sup.record.active:
+            clean |= (one.log.states & np.uint8(DIRTY | UNWRITTEN | NEEDS_RESYNC)) == 0
+    return np.flatnonzero(clean).tolist()
 
 
 def newest(disk: CrashDisk) -> wibm.LegSuper:
