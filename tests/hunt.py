@@ -1,13 +1,16 @@
 """Hunts planted bugs with the random search: which seed finds each, by which checker, after how many states.
 
-    python tests/hunt.py [--seconds S] [NAME…]
+    python tests/hunt.py [--seconds S] [--jobs N] [NAME…]
 
 Prints the entries of `plants_found.FOUND` for the bugs written by someone who has not read the checkers
-(`plants_blind`), and names those that no seed found within S seconds each.
+(`plants_blind`), and names those that no seed found within S seconds of each process.
 """
 
 import argparse
 import logging
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import count
 
 import pytest
@@ -18,8 +21,9 @@ from mirrorfs.sim.explore import Explorer, Failed, Watch
 from mirrorfs.sim.history import Composer
 
 
-def hunt(plant: Plant, seconds: float) -> tuple[int, str, int] | None:
-    """Return the first seed that finds a bug, the checker and the states it took; None if time is over."""
+def hunt(plant: Plant, seconds: float) -> tuple[int, str, int, float] | None:
+    """Return the first seed that finds a bug, the checker, and the states and seconds that it took."""
+    logging.disable(logging.CRITICAL)
     watch, explorer = Watch(), Explorer()
     with pytest.MonkeyPatch.context() as patch:
         plant.sow(patch)
@@ -29,26 +33,27 @@ def hunt(plant: Plant, seconds: float) -> tuple[int, str, int] | None:
             try:
                 explorer.explore(Composer(seed).run())
             except Failed as failed:
-                return seed, failed.violation.checker, explorer.tally.states
+                return seed, failed.violation.checker, explorer.tally.states, watch.seconds
     raise AssertionError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
     parser.add_argument('--seconds', type=float, default=20.0)
+    parser.add_argument('--jobs', type=int, default=os.cpu_count())
     parser.add_argument('names', nargs='*')
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    for plant in BLIND:
-        if options.names and plant.name not in options.names:
-            continue
-        found = hunt(plant, options.seconds)
-        if found is None:
-            print(f'# {plant.name}: not found', flush=True)
-            continue
-        seed, checker, states = found
-        other = '' if checker in (plant.checker, *plant.also) else f', not {plant.checker}'
-        print(f'    {plant.name!r}: {seed},  # {checker}{other}, {states} states', flush=True)
+    plants = [plant for plant in BLIND if not options.names or plant.name in options.names]
+    with ProcessPoolExecutor(options.jobs) as executor:
+        for plant, found in zip(
+            plants, executor.map(partial(hunt, seconds=options.seconds), plants), strict=True
+        ):
+            if found is None:
+                print(f'# {plant.name}: not found', flush=True)
+                continue
+            seed, checker, states, seconds = found
+            other = '' if checker in (plant.checker, *plant.also) else f', not {plant.checker}'
+            print(f'    {plant.name!r}: {seed},  # {checker}{other}, {states} states, {seconds:.1f} s', flush=True)
 
 
 if __name__ == '__main__':

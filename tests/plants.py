@@ -14,7 +14,8 @@ class Plant:
     """One bug: `old` becomes `new` in the source of `target` (module:qualified name).
 
     `checker` is expected to find it; those in `also` could rightly see it first.  `rebind` names where else
-    the function is known by name.  `why` says what goes wrong.
+    the function is known by name.  `why` says what goes wrong.  `guard` is another safeguard that would hide
+    the bug, as (target, old, new): it is taken away, too.
     """
 
     name: str
@@ -25,19 +26,26 @@ class Plant:
     also: tuple[str, ...] = ()
     why: str = ''
     rebind: tuple[str, ...] = ()
+    guard: tuple[str, str, str] | None = None
 
     def sow(self, patch: pytest.MonkeyPatch) -> None:
         """Put the bug in place of the function, until the patch is undone."""
-        owner, name = _place(self.target)
-        source = textwrap.dedent(inspect.getsource(inspect.getattr_static(owner, name)))
-        assert source.count(self.old) == 1, f'{self.name}: its text is not there once'
-        module = importlib.import_module(self.target.partition(':')[0])
-        made: dict[str, Any] = {}
-        exec(compile(source.replace(self.old, self.new), module.__file__ or '', 'exec'), vars(module), made)
-        patch.setattr(owner, name, made[name])
-        for place in self.rebind:
-            other, known_as = _place(place)
-            patch.setattr(other, known_as, made[name])
+        changed = _changed(self.name, self.target, self.old, self.new)
+        for place in (self.target, *self.rebind):
+            patch.setattr(*_place(place), changed)
+        if self.guard:
+            patch.setattr(*_place(self.guard[0]), _changed(self.name, *self.guard))
+
+
+def _changed(bug: str, target: str, old: str, new: str) -> Any:
+    """Return a function with a change in its source."""
+    owner, name = _place(target)
+    source = textwrap.dedent(inspect.getsource(inspect.getattr_static(owner, name)))
+    assert source.count(old) == 1, f'{bug}: its text is not there once'
+    module = importlib.import_module(target.partition(':')[0])
+    made: dict[str, Any] = {}
+    exec(compile(source.replace(old, new), module.__file__ or '', 'exec'), vars(module), made)
+    return made[name]
 
 
 def _place(target: str) -> tuple[Any, str]:

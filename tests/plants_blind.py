@@ -287,9 +287,9 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='read_before_the_absence_is_recorded',
-        target='mirrorfs.volume.lifecycle:_prepare_states',
-        old='return bool(len(dirty) or log.count(NEEDS_RESYNC))',
-        new='return bool(log.count(NEEDS_RESYNC))',
+        target='mirrorfs.volume.lifecycle:start',
+        old='doubtful or differ or force or (active and bool(absent))',
+        new='doubtful or force',
         checker='stable-reads',
         also=('promise', 'never-stale'),
         why='Power cut with a write under way; a start with leg 1 alone, a read, no write, stop; a start '
@@ -394,6 +394,11 @@ BLIND: list[Plant] = [
         new='    if member and member.leg.calls > 1:\n',
         checker='one-order',
         also=('equal', 'never-stale', 'promise', 'stable-reads', 'defect', 'window'),
+        guard=(
+            'mirrorfs.sim.world:World.open',
+            'if disk.holder:',
+            'if disk.holder and not disk.holder.closed:',
+        ),
         why='A leg is expelled for one write that hangs, and re-added while it still does: the write lands '
         'after recovery and newer writes.  An opener that refuses a leg with calls under way hides it.',
     ),

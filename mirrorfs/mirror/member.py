@@ -8,7 +8,7 @@ import numpy.typing as npt
 import trio
 
 from mirrorfs.intent.log import Batch
-from mirrorfs.leg.base import Buffer, Leg
+from mirrorfs.leg.base import Buffer, LaneLeg, Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.model import VolumeRecord
 
@@ -23,6 +23,8 @@ class Member:
     def __init__(self, slot: int, leg: Leg, identity: uuid.UUID, layout: wibm.Layout, pages: int) -> None:
         self.slot = slot
         self.leg = leg
+        self.lane = leg if isinstance(leg, LaneLeg) else None
+        """The leg as the data lane may use it, if it may."""
         self.identity = identity
         self.layout = layout
         self.page_copies: npt.NDArray[np.uint8] = np.ones(pages, np.uint8)

@@ -34,6 +34,9 @@ CHUNK_BLOCKS = CHUNK // BLOCK
 class Checkers:
     """The checkers of one world.  `made` counts how often each had something to look at."""
 
+    late = False
+    """Whether callers learn late what they have read."""
+
     def __init__(self, world: 'World') -> None:
         self._world = world
         self._looked_at: object = None
@@ -178,17 +181,19 @@ class Checkers:
                     text = f'{name} counts but lacks block {block}: {seen}, not {newer}'
                     raise Violation(checker, text)
 
-    def flushed(self) -> None:
-        """Invariant 10: what a returned flush covers is durable on every leg that counts."""
+    def flushed(self, blocks: range | None = None) -> None:
+        """Invariant 10: what a returned flush, or write to `blocks`, covers is durable on every leg that counts."""
         self.made['fsync-durable'] += 1
+        chunks = self._world.volume.log.where(0, UNWRITTEN).tolist()
+        written = (b for chunk in chunks for b in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS))
+        covered = list(written) if blocks is None else blocks
         for disk in self.in_sync():
-            for chunk in self._world.volume.log.where(0, UNWRITTEN).tolist():
-                for block in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS):
-                    held = set(tags(disk.durable.read(self.layout.data_offset + block * BLOCK, BLOCK)))
-                    may = self._world.model.possible(block)
-                    if not held <= may:
-                        text = f'{disk.name} flushed, but holds {held} in block {block}, not {may}'
-                        raise Violation('fsync-durable', text)
+            for block in covered:
+                held = set(tags(disk.durable.read(self.layout.data_offset + block * BLOCK, BLOCK)))
+                may = self._world.model.possible(block)
+                if not held <= may:
+                    text = f'{disk.name} flushed, but holds {held} in block {block}, not {may}'
+                    raise Violation('fsync-durable', text)
 
     def promised(self, block: int, began: int, seen: list[int]) -> None:
         """A read that began at `began` may have seen this; invariant 8: as the read before it did."""
@@ -196,7 +201,7 @@ class Checkers:
         may = self._world.model.visible(block, began)
         if not set(seen) <= may:
             raise Violation('promise', f'block {block} reads {seen}, may be {may}')
-        before = self._world.model.read(block, began, seen)
+        before = self._world.model.read(block, began, seen, late=self.late)
         if before is not None:
             self.made['stable-reads'] += 1
             if before != seen:

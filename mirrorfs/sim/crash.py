@@ -39,6 +39,8 @@ class Frozen:
     model: Model
     now_us: int
     chunks: int
+    at_rest: bool
+    """Whether all was stopped cleanly before."""
     marks: tuple[set[str], set[str], set[str], set[str]]
 
     @property
@@ -58,6 +60,7 @@ class Frozen:
             lane=before.lane,
             pauses=before.pauses,
             used=before.used,
+            mark_interval=before.mark_interval,
         )
         after.chunks = self.chunks
         after.files = self.files.copy()
@@ -79,11 +82,11 @@ class Frozen:
         # Where flushes failed on all legs that count, what was not flushed is as lost as by a power cut.
         current = [disk for name, disk in after.disks.items() if after.checkers.is_current(name)]
         power = keep != 'kill' or all(disk.lost for disk in current)
-        after.model.crash(power=power)
+        after.model.crash(power=power, reads_stay=self.at_rest or not power)
         if before.saved_pool:  # the other host loses what is volatile on its disks, too
             files, model, acknowledged = before.saved_pool
             model = model.copy()
-            model.crash(power=power)
+            model.crash(power=power, reads_stay=False)
             after.saved_pool = files, model, acknowledged
         for disk in after.disks.values():
             disk.lost = False
@@ -110,17 +113,18 @@ class Frozen:
 
     def digest(self, keep: str) -> int:
         """Return a number that is equal for moments that leave equal disks, files and promises."""
+        marks = tuple(frozenset(mark) for mark in self.marks)
         if keep == 'kill':
             disks = tuple(
-                hash((name, disk.durable.digest(), disk.visible.digest(), len(disk.pending)))
+                hash((name, disk.durable.digest(), disk.visible.digest(), len(disk.pending), disk.lost))
                 for name, disk in self.disks.items()
             )
-            return hash((disks, self.files.digest(), len(self.files.history), self.model.digest()))
+            return hash((disks, self.files.digest(), len(self.files.history), self.model.digest(), marks))
         chooser, pool_kept, rng = self._choosers(keep)
         files = self.files.copy()
         files.cut(pool_kept, rng)
         cut = tuple(disk.cut(chooser[name]).durable.digest() for name, disk in self.disks.items())
-        return hash((cut, files.digest(), self.model.digest()))
+        return hash((cut, files.digest(), self.model.digest(), marks))
 
 
 def every_fate(frozen: Frozen, rng: random.Random, samples: int) -> Iterator[str]:

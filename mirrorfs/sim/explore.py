@@ -32,10 +32,10 @@ class Failed(AssertionError):
 
 
 @contextmanager
-def small_windows() -> Iterator[None]:
-    """Recovery goes chunk by chunk and moves its mark after each, so that crashes meet it half way."""
+def small_windows(mark_interval: float) -> Iterator[None]:
+    """Recovery goes chunk by chunk, so that crashes meet it half way."""
     before = limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL
-    limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = CHUNK, 1, 0.0
+    limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = CHUNK, 1, mark_interval
     try:
         yield
     finally:
@@ -43,21 +43,26 @@ def small_windows() -> Iterator[None]:
 
 
 def the_cause(error: BaseException) -> BaseException:
-    """Return the error that matters in a group of errors: a checker's, else one that nobody planned."""
+    """Return the error that matters in a group of errors: a checker's, else one that nobody planned.
+
+    What is only a defect comes last: others see the first complaint stop the volume under them.
+    """
     if not isinstance(error, BaseExceptionGroup):
         return error
-    leaves = [the_cause(inner) for inner in error.exceptions]
-    for kind in (KeyboardInterrupt, Violation, AssertionError, Exception):
-        found = next((leaf for leaf in leaves if isinstance(leaf, kind)), None)
-        if found is not None:
-            return found
-    return leaves[0]
+    return min((the_cause(inner) for inner in error.exceptions), key=_rank)
 
 
-def simulate(main: Callable[[], object], seed: int) -> None:
+def _rank(error: BaseException) -> int:
+    if isinstance(error, Violation):
+        return 2 if error.checker == 'defect' else 1
+    kinds = KeyboardInterrupt, Violation, Violation, AssertionError, Exception
+    return next((rank for rank, kind in enumerate(kinds) if isinstance(error, kind)), len(kinds))
+
+
+def simulate(main: Callable[[], object], seed: int, mark_interval: float = 0.0) -> None:
     """Run an async function deterministically.  Raises Violation for whatever goes wrong in it."""
     try:
-        with small_windows():
+        with small_windows(mark_interval):
             determinism.run(main, seed)  # type: ignore[arg-type]
     except BaseException as error:
         cause = the_cause(error)
@@ -78,7 +83,7 @@ def play(world: World, session: Session) -> None:
     for operation in session.before:
         verbs.prepare(world, operation)
     world.plan = dict(session.faults)
-    simulate(partial(_play, world, session), world.seed)
+    simulate(partial(_play, world, session), world.seed, world.mark_interval)
 
 
 async def _play(world: World, session: Session) -> None:
@@ -159,7 +164,7 @@ class Explorer:
     cut: float = 0.12
     """Share of the steps at which a run is cut."""
     fates: int = 2
-    """How many fates of what is volatile are tried at each."""
+    """How many fates of what is volatile, with different outcomes, are tried at each."""
     nested: float = 0.08
     """Share of the recoveries that are cut again."""
     depth: int = 3
@@ -172,6 +177,7 @@ class Explorer:
         """Go through a run, and check the states after crashes at some of its steps.  Raises Failed."""
         self.tally.runs += 1
         self._rng = random.Random(f'explore {run.seed}')
+        self._seen: set[tuple[int, int]] = set()
         done: tuple[Session, ...] = ()
         try:
             world = begin(run)
@@ -198,9 +204,19 @@ class Explorer:
         self.tally.refused += bool(world.refused)
 
     def _states(self, run: Run, done: tuple[Session, ...], session: Session, frozen: Frozen) -> None:
-        for fate in self._rng.sample(FATES, self.fates):
+        """Check some of the states that a crash at this moment may leave, each only once."""
+        left = self.fates
+        for fate in self._rng.sample(FATES, len(FATES)):
+            state = len(done), frozen.digest(fate)
+            if state in self._seen:
+                self.tally.merged += 1
+                continue
+            self._seen.add(state)
             crashed = replace(session, end=fate, crash_at=frozen.step)
             self._recover(run, (*done, crashed), frozen, 1)
+            left -= 1
+            if not left:
+                return
 
     def _recover(self, run: Run, done: tuple[Session, ...], frozen: Frozen, depth: int) -> None:
         if self.tally.states >= self.states_max:

@@ -10,7 +10,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from mirrorfs.metadata.wibm import PAGE_HEADER
 from mirrorfs.sim.faults import Fault, Key
+from mirrorfs.sim.simlane import LaneWorld
 from mirrorfs.sim.verbs import Operation
 from mirrorfs.sim.world import CHUNK_BLOCKS, PAUSES, World
 
@@ -46,9 +48,11 @@ class Run:
     lane: bool = False
     pauses: tuple[int, ...] = PAUSES
     used: bool = False
+    mark_interval: float = 0.0
 
     def world(self) -> World:
-        return World(
+        kind = LaneWorld if self.lane else World
+        return kind(
             self.chunks,
             self.legs,
             self.seed,
@@ -57,6 +61,7 @@ class Run:
             lane=self.lane,
             pauses=self.pauses,
             used=self.used,
+            mark_interval=self.mark_interval,
         )
 
     def but(self, **changes: object) -> 'Run':
@@ -75,14 +80,15 @@ class Run:
             )
             for s in self.sessions
         ]
-        options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses, self.used)
+        options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses)
+        options += (self.used, self.mark_interval)  # type: ignore[assignment]
         return repr((self.seed, options, sessions))
 
     @classmethod
     def parse(cls, text: str) -> 'Run':
         """Return the run of a `text`.  Raises ValueError."""
         try:
-            seed, (chunks, legs, logged, sharing, lane, pauses, *used), raw = ast.literal_eval(text.strip())
+            seed, (chunks, legs, logged, sharing, lane, pauses, *more), raw = ast.literal_eval(text.strip())
             sessions = tuple(
                 Session(
                     operations, before, end, crash_at, tuple((key, Fault(*fault)) for key, fault in faults)
@@ -91,7 +97,7 @@ class Run:
             )
         except (SyntaxError, TypeError, ValueError) as error:
             raise ValueError(f'this is no run: {error}') from None
-        return cls(seed, sessions, chunks, legs, logged, sharing, lane, pauses, *used)
+        return cls(seed, sessions, chunks, legs, logged, sharing, lane, pauses, *more)
 
 
 # Random runs
@@ -125,6 +131,7 @@ class Composer:
             lane=rng.random() < LANE_SHARE,
             pauses=rng.choice(((0,), PAUSES, PAUSES, (1, 1, 2, 5), (0, 0, 0, 15))),
             used=rng.random() < USED_SHARE,
+            mark_interval=rng.choice((0.0, 0.0, 0.0, 5.0)),
         )
 
     def _session(self) -> Session:
@@ -155,7 +162,12 @@ class Composer:
         if name == 'swap':
             return ('swap', 0, 1) if self.legs > 1 else ('save', 0)
         if name == 'corrupt':
-            return ('corrupt', disk, rng.randrange(4))
+            page = rng.randrange(4)
+            if page > 1 and rng.random() < 0.5:  # the states of all chunks, all in the same way
+                return (name, disk, page, PAGE_HEADER, 1 << rng.randrange(5), self.chunks)
+            return (name, disk, page)
+        if name == 'litter':
+            return (name, self.disks)
         return (name,) if name == 'force' else (name, disk)
 
     # While it runs
@@ -164,8 +176,14 @@ class Composer:
         rng = self.rng
         name = rng.choices(*zip(*_RUNNING.items(), strict=True))[0]
         if name == 'both':
-            return ('both', *(self._simple() for _ in range(rng.choice((2, 2, 2, 3, 5)))))
+            return ('both', *(self._line() for _ in range(rng.choice((2, 2, 2, 3, 5)))))
         return self._named(name)
+
+    def _line(self) -> Operation:
+        """What is done beside something else."""
+        if self.rng.random() < 0.7:
+            return self._simple()
+        return ('then', *(self._simple() for _ in range(self.rng.choice((2, 3, 4)))))
 
     def _simple(self) -> Operation:
         while True:
@@ -176,8 +194,10 @@ class Composer:
     def _named(self, name: str) -> Operation:
         rng = self.rng
         match name:
-            case 'write':
-                return self._writing()
+            case 'write' | 'write-sync':
+                return (name, *self._range())
+            case 'burst':
+                return (name, *self._range(), rng.choice((2, 3, 5, 9)))
             case 'read' | 'discard':
                 return (name, *self._range())
             case 'fail' | 'remove':
@@ -241,11 +261,14 @@ class Composer:
 
 ENOSPC = 28
 _CODES = (5, 5, 5, ENOSPC)
-LANE_SHARE = 0.0
+LANE_SHARE = 0.2
 USED_SHARE = 0.25
 _RESTING = {'away': 8, 'swap': 3, 'save': 4, 'old': 3, 'foreign': 1, 'shrink': 1, 'corrupt': 4, 'force': 1}
+_RESTING |= {'litter': 2, 'lengthen': 1}
 _RUNNING = {
-    'write': 30,
+    'write': 20,
+    'write-sync': 4,
+    'burst': 8,
     'read': 8,
     'flush': 10,
     'discard': 6,

@@ -36,8 +36,8 @@ class Model:
         self.blocks = blocks
         first = Write(0, range(blocks), 0, 0, True)
         self.writes: list[list[Write]] = [[first] for _ in range(blocks)]
-        self._reads: list[tuple[int, list[int]] | None] = [None] * blocks
-        """For each block when a read of it ended last, and what it saw."""
+        self._reads: list[tuple[int, int, list[int]] | None] = [None] * blocks
+        """For each block when the last read of it began and ended, and what it saw."""
         self._now = 1
         self._tag = 0
 
@@ -57,7 +57,10 @@ class Model:
     def digest(self) -> int:
         """Return a number that is equal for equal promises."""
         return hash(
-            tuple(frozenset((w.tag, w.durable, w.acked == NEVER) for w in history) for history in self.writes)
+            tuple(
+                frozenset((w.tag, w.durable, w.acked == NEVER, w.doubtful) for w in history)
+                for history in self.writes
+            )
         )
 
     def grow(self, blocks: int) -> None:
@@ -102,27 +105,32 @@ class Model:
         floor = max((write.began for write in history if write.durable), default=0)
         history[:] = [write for write in history if write.acked >= floor or write.began >= floor]
 
-    def crash(self, *, power: bool) -> None:
-        """What was under way may have happened, or not; with the power goes all that was not flushed."""
+    def crash(self, *, power: bool, reads_stay: bool) -> None:
+        """What was under way may have happened, or not; with the power goes all that was not flushed.
+
+        `reads_stay`: nothing that was read can have gone with it, so it must be seen again.
+        """
         now = self.tick()
         for history in self.writes:
             for write in history:
                 write.doubtful |= write.acked == NEVER or (power and not write.durable)
                 write.acked = min(write.acked, now)
-        self._reads = [None] * self.blocks
+        if not reads_stay:
+            self._reads = [None] * self.blocks
         self.tick()
 
-    def read(self, block: int, began: int, seen: list[int]) -> list[int] | None:
+    def read(self, block: int, began: int, seen: list[int], *, late: bool = False) -> list[int] | None:
         """A read that began at `began` has seen a block; return what it must have seen by an earlier read.
 
-        None where a write was under way since that began, or there was no such read.
+        None where a write was under way since that ended, or there was no such read.  `late`: who reads
+        learns late what was seen, so it counts whether a write was under way since the earlier read began.
         """
-        before, self._reads[block] = self._reads[block], (self.tick(), seen)
-        if before is None or before[0] > began:
+        before, self._reads[block] = self._reads[block], (began, self.tick(), seen)
+        if before is None or before[1] > began:
             return None
-        since, expected = before
+        since = before[0] if late else before[1]
         quiet = all(write.acked < since for write in self.writes[block])
-        return expected if quiet else None
+        return before[2] if quiet else None
 
     def visible(self, block: int, now: int) -> set[int]:
         """Return the tags that a read which began at `now` may see."""

@@ -11,6 +11,7 @@ from functools import partial
 from mirrorfs.sim.exhaustive import LENGTH, Exhaustive, runs, workloads
 from mirrorfs.sim.explore import Explorer, Failed, Tally, Watch
 from mirrorfs.sim.history import Composer, Run
+from mirrorfs.sim.simlane import LANE_COUNTS
 from mirrorfs.sim.verbs import RESTING, RUNNING, Operation
 from mirrorfs.sim.violation import CHECKERS
 
@@ -131,6 +132,7 @@ def summary(found: Found, seconds: float, processes: int) -> str:
         f'{len(found.failures)} violations',
         _counts('operations', verbs),
         _counts('faults', faults),
+        _counts('lane', {name: tally.operations[name] for name in LANE_COUNTS}),
         _counts('ends', tally.ends),
         _counts('checkers', checks),
     ]

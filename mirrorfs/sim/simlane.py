@@ -40,6 +40,8 @@ NODE = 5
 """The image's node number."""
 TRACED = frozenset((lanes.__file__,))
 """Files every line of which is an interleaving point, if a lane runs it."""
+LANE_COUNTS = ('hot writes', 'hot reads', 'lanes superseded')
+"""What a world's tally says of lanes."""
 _FUSE = 3
 """The mount's descriptor; those of legs are above it, and never used again."""
 _GETATTR = 3
@@ -194,8 +196,8 @@ class SimMount:
             return
         self.dead = True
         for table in self.gateway.tables.values():
-            self.world.tally.update({'hot write': table.writes, 'hot read': table.reads})
-        self.world.tally['superseded'] += self.superseded
+            self.world.tally.update({'hot writes': table.writes, 'hot reads': table.reads})
+        self.world.tally['lanes superseded'] += self.superseded
         logging.getLogger('mirrorfs').removeHandler(self._log)
         for thread in self.threads:
             thread.kill()
@@ -513,9 +515,10 @@ class LaneCheckers(Checkers):
     began.  Nothing is written there that it could miss: writers, and who closes the leg, await the lane.
     """
 
+    late = True
+
     def __init__(self, world: 'LaneWorld') -> None:
         super().__init__(world)
-        self._reads: dict[int, tuple[int, int, list[int]]] = {}
         self._counting: set[str] = set()
         self._since: dict[Lockstep, set[str]] = {}
         self._reader: Lockstep | None = None
@@ -541,21 +544,6 @@ class LaneCheckers(Checkers):
     def _current(self, call: Call, disks: list[CrashDisk]) -> None:
         if self._reader is None or call.disk not in self._since[self._reader]:
             super()._current(call, disks)
-
-    def promised(self, block: int, began: int, seen: list[int]) -> None:
-        model = self._world.model
-        self.made['promise'] += 1
-        may = model.visible(block, began)
-        if not set(seen) <= may:
-            raise Violation('promise', f'block {block} reads {seen}, may be {may}')
-        before = self._reads.get(block)
-        self._reads[block] = (began, model.tick(), seen)
-        if before is None or before[1] > began or any(w.acked >= before[0] for w in model.writes[block]):
-            return
-        self.made['stable-reads'] += 1
-        if before[2] != seen:
-            text = f'block {block} read {before[2]}, then {seen} without a write between'
-            raise Violation('stable-reads', text)
 
 
 @dataclass

@@ -12,6 +12,7 @@ import trio
 
 from mirrorfs.errors import Refused
 from mirrorfs.intent.states import NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.limits import SECTOR
 from mirrorfs.metadata import wibm
 from mirrorfs.model import LegState
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super
@@ -52,11 +53,11 @@ def prepare(world: World, operation: Operation) -> None:
 # Requests for bytes
 
 
-async def _write(world: World, block: int, count: int = 1) -> None:
+async def _write(world: World, block: int, count: int = 1, *, durable: bool = False) -> None:
     write = world.model.begin(block, count)
     world.trace.append(f'tag {write.tag} for blocks {block}-{block + count - 1}')
     try:
-        await world.port.write(block * BLOCK, world.model.data(write))
+        await world.port.write(block * BLOCK, world.model.data(write), durable=durable)
     except OSError as error:
         world.model.fail(write)
         world.say(f'write: {error}')
@@ -65,6 +66,20 @@ async def _write(world: World, block: int, count: int = 1) -> None:
     world.model.ack(write)
     world.acknowledged += 1
     world.checkers.everywhere(write)
+    if durable:
+        write.durable = True
+        world.checkers.flushed(write.blocks)
+
+
+async def _write_sync(world: World, block: int, count: int = 1) -> None:
+    """A write that is durable when it is answered, as of a file opened with O_DSYNC."""
+    await _write(world, block, count, durable=True)
+
+
+async def _burst(world: World, block: int, count: int, times: int) -> None:
+    """Write to the same place again and again: from the second time on it is the lane's, if there is one."""
+    for _ in range(times):
+        await _write(world, block, count)
 
 
 async def _discard(world: World, block: int, count: int) -> None:
@@ -192,6 +207,12 @@ async def _both(world: World, *operations: Operation) -> None:
             nursery.start_soon(perform, world, operation)
 
 
+async def _then(world: World, *operations: Operation) -> None:
+    """Several operations, one after the other: what may be under way beside others."""
+    for operation in operations:
+        await perform(world, operation)
+
+
 async def _hang(world: World, number: int, seconds: float = 20.0) -> None:
     """No call on a disk returns until `release`, or for so long."""
     if f'd{number}' not in world.hung:
@@ -257,12 +278,15 @@ async def _welcome_back(world: World) -> None:
         with trio.move_on_after(60):
             while (member := keeper.quarantine.get(slot)) and member.leg.calls:
                 await trio.sleep(1)
+        apart = world.checkers.grew_apart(name)
         try:
             await world.admin.re_add(str(slot))
         except Refused as refusal:
-            if world.checkers.grew_apart(name) and refusal.errno == errno.EINVAL:
+            if apart and refusal.errno == errno.EINVAL:
                 continue
             raise Violation('operator', f'slot {slot} may not come back: {refusal}') from refusal
+        if apart:
+            raise Violation('strangers', f'{name} was changed apart and is overwritten without a word')
         await _quiet(world)
         if slot not in keeper.in_sync:
             raise Violation('operator', f'slot {slot} did not come back: {world.events[-5:]}')
@@ -279,6 +303,8 @@ async def _read_all(world: World) -> list[list[int]]:
 
 RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'write': _write,
+    'write-sync': _write_sync,
+    'burst': _burst,
     'read': _read,
     'flush': _flush,
     'discard': _discard,
@@ -291,6 +317,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'sleep': _sleep,
     'quiet': _quiet,
     'both': _both,
+    'then': _then,
     'hang': _hang,
     'release': _release,
     'vanish': _vanish,
@@ -369,14 +396,33 @@ def _shrink(world: World, number: int) -> None:
     world.unreadable.add(disk.name)
 
 
-def _corrupt(world: World, number: int, page: int) -> None:
-    """One sector of one copy of a superblock (page 0, 1) or of the log (2, 3) rots on a disk."""
+def _corrupt(
+    world: World, number: int, page: int, first: int = 0, mask: int = 0x5A, count: int = SECTOR
+) -> None:
+    """Some bytes of one copy of a superblock (page 0, 1) or of the log (2, 3) rot on a disk."""
     disk = world.disks[f'd{number}']
-    at = [*wibm.SUPER_OFFSETS, *(world.layout.page_offset(0, copy) for copy in (0, 1))][page]
+    at = [*wibm.SUPER_OFFSETS, *(world.layout.page_offset(0, copy) for copy in (0, 1))][page] + first
     for medium in (disk.durable, disk.visible):
-        medium.write(at, bytes(byte ^ 0x5A for byte in medium.read(at, 512)))
+        medium.write(at, bytes(byte ^ mask for byte in medium.read(at, count)))
     if not any(decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS):
         world.unreadable.add(disk.name)
+
+
+def _litter(world: World, number: int) -> None:
+    """A device that is not in use yet is full of something else."""
+    name = f'd{number}'
+    if name not in world.disks:
+        world.disks[name] = disk = CrashDisk(name, world.layout.data_offset + world.chunks * CHUNK)
+        world.fill_with_garbage(disk, world.layout.data_offset)
+
+
+def _lengthen(world: World, number: int) -> None:
+    """A disk is longer than it need be, and full of something else there."""
+    disk = world.disks[f'd{number}']
+    for medium in (disk.durable, disk.visible):
+        medium.size += 2 * CHUNK
+    disk.size += 2 * CHUNK
+    world.fill_with_garbage(disk, disk.size - 2 * CHUNK)
 
 
 def _force(world: World) -> None:
@@ -435,6 +481,8 @@ RESTING: dict[str, Callable[..., None]] = {
     'foreign': _foreign,
     'shrink': _shrink,
     'corrupt': _corrupt,
+    'litter': _litter,
+    'lengthen': _lengthen,
     'force': _force,
     'save-pool': _save_pool,
     'old-pool': _old_pool,

@@ -49,7 +49,7 @@ _DEFINITION = '/pool/volumes/v.json'
 class Port(Protocol):
     """Where requests for bytes go in: the volume itself, or the data lane before it."""
 
-    async def write(self, offset: int, data: Buffer) -> None: ...
+    async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None: ...
     async def read(self, offset: int, length: int) -> Buffer: ...
     async def flush(self) -> None: ...
     async def discard(self, offset: int, length: int) -> None: ...
@@ -96,6 +96,8 @@ class World:
     """How many turns of the scheduler a call may take."""
     used: bool = False
     """Whether legs lie on devices full of something else, which cannot be erased quickly."""
+    mark_interval: float = 0.0
+    """Virtual seconds between two marks of a recovery; 0: one after each window."""
 
     def __post_init__(self) -> None:
         self.made_with = self.chunks
@@ -172,7 +174,7 @@ class World:
         if created:
             self.disks[name] = CrashDisk(name, create_size)
             if self.used:
-                self._fill(self.disks[name])
+                self.fill_with_garbage(self.disks[name], self.layout.data_offset)
                 created = False
         disk = self.disks[name]
         if disk.holder:
@@ -180,11 +182,12 @@ class World:
         disk.holder = leg = CrashLeg(disk, self.hook, sharing=self.sharing)
         return leg, created
 
-    def _fill(self, disk: CrashDisk) -> None:
-        base, blocks = self.layout.data_offset, (disk.size - self.layout.data_offset) // BLOCK
+    @staticmethod
+    def fill_with_garbage(disk: CrashDisk, start: int) -> None:
+        """A disk holds something else from `start` on, and cannot forget it quickly."""
         disk.erasable = False
         for medium in (disk.durable, disk.visible):
-            medium.write(base, fill(GARBAGE) * blocks)
+            medium.write(start, fill(GARBAGE) * ((disk.size - start) // BLOCK))
 
     async def require_blank(self, leg: Leg) -> None:
         pass
@@ -383,6 +386,7 @@ class World:
             model=self.model.copy(),
             now_us=self.now_us,
             chunks=self.chunks,
+            at_rest=self.at_rest,
             marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
         )
 

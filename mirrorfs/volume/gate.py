@@ -124,11 +124,11 @@ class LaneGate:
         """
         self._table.withdraw(0, len(self._log) - 1)
         member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
-        if member is None or not isinstance(member.leg, LaneLeg):
+        if member is None or member.lane is None:
             return returned.wait
         member.stuck.append(returned)
-        member.leg.lane_stays()
-        return functools.partial(self._lane_returns, member, member.leg, returned)
+        member.lane.lane_stays()
+        return functools.partial(self._lane_returns, member, member.lane, returned)
 
     async def _lane_returns(self, member: Member, leg: LaneLeg, returned: trio.Event) -> None:
         await returned.wait()
@@ -139,11 +139,10 @@ class LaneGate:
 
 def _target(member: Member) -> tuple[int, int, int] | None:
     """Return a member as the lane writes it (descriptor, data offset, slot), or None if trio alone can."""
-    leg = member.leg
-    return (leg.fd, member.layout.data_offset, member.slot) if isinstance(leg, LaneLeg) else None
+    return (member.lane.fd, member.layout.data_offset, member.slot) if member.lane else None
 
 
 def _home(member: Member) -> tuple[int, int, int, int] | None:
     """Return a member as the lane reads it: as it writes it, and the flags of the call."""
-    target, leg = _target(member), member.leg
-    return (*target, leg.nowait()) if target and isinstance(leg, LaneLeg) else None
+    target = _target(member)
+    return (*target, member.lane.nowait()) if target and member.lane else None
