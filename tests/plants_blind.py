@@ -14,7 +14,7 @@ BLIND: list[Plant] = [
         old='clear=UNWRITTEN | UNZEROED)',
         new='clear=UNWRITTEN)',
         checker='promise',
-        also=('never-stale', 'stable-reads', 'one-order'),
+        also=('intent-first', 'never-stale', 'stable-reads', 'one-order'),
         why='A chunk that was discarded, or lies on a used device, is written a second time by the slow path '
         '(after it was cleared, say): it is zeroed once more and what the first write put there is gone.',
     ),
@@ -290,6 +290,7 @@ BLIND: list[Plant] = [
         target='mirrorfs.volume.lifecycle:start',
         old='doubtful or differ or force or (active and bool(absent))',
         new='doubtful or force',
+        rebind=('mirrorfs.pool:start',),
         checker='stable-reads',
         also=('promise', 'never-stale'),
         why='Power cut with a write under way; a start with leg 1 alone, a read, no write, stop; a start '
@@ -311,7 +312,7 @@ BLIND: list[Plant] = [
         old='    log.touch_pages(behind)\n',
         new='',
         checker='start-twice',
-        also=('stable-reads', 'log-covers', 'intent-first', 'promise', 'whole-copy'),
+        also=('clean-stop', 'stable-reads', 'log-covers', 'intent-first', 'promise', 'whole-copy'),
         why='The power goes when a discard is durable in the log of one leg only: the next start answers '
         'zeros and does not write the page to the other leg; a start with that one alone reads the old '
         'bytes.  Pages with dirty chunks are written again anyway, which hides it for writes.',
@@ -470,7 +471,7 @@ BLIND: list[Plant] = [
         old='FLAG_ACTIVE * record.active | FLAG_LOGGED',
         new='FLAG_LOGGED',
         checker='stable-reads',
-        also=('log-covers', 'equal', 'never-stale', 'promise', 'start-twice', 'clean-stop'),
+        also=('intent-first', 'log-covers', 'equal', 'never-stale', 'promise', 'start-twice', 'clean-stop'),
         why='A volume without a log looks cleanly stopped after a power cut and is not made equal.  Harmless '
         'to volumes with a log, but that legs are not read from the medium then.',
     ),
@@ -604,7 +605,7 @@ BLIND: list[Plant] = [
         old='                view, parts = memoryview(buffer), [buffer]\n',
         new='                parts = [buffer]\n',
         checker='promise',
-        also=('one-order', 'stable-reads', 'defect'),
+        also=('acknowledged-everywhere', 'one-order', 'stable-reads', 'defect'),
         why='After a write of more than 64 KiB was handed over with its buffer, hot writes take their data '
         'from that buffer.',
     ),

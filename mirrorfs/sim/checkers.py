@@ -43,7 +43,7 @@ class Checkers:
         self.made: Counter[str] = Counter()
         self.layout = world.layout
         self._log_pages = [self.layout.page_offset(0, copy) // wibm.PAGE for copy in (0, 1)]
-        self._known: dict[str, tuple[CrashDisk, int, Said]] = {}
+        self._known: dict[str, tuple[CrashDisk, tuple[int, int], Said]] = {}
 
     # At every step of a running volume
 
@@ -126,7 +126,10 @@ class Checkers:
         if not disks:
             raise Violation('last-copy', 'no leg is in sync any more')
         self.made['clearing-last'] += 1
-        for chunk in clean_chunks(self._world.logged, *[self._whole(disk) for disk in disks]):
+        said = [self._whole(disk) for disk in disks]
+        newest = max(one.log_serial for one in said)  # where a page rots, older marks stand beside newer ones
+        current = [one for one in said if one.log_serial == newest]
+        for chunk in clean_chunks(self._world.logged, *current):
             self._settled(disks, chunk, 'clearing-last', 'is clean in a log')
 
     def _settled(self, disks: list[CrashDisk], chunk: int, checker: str, why: str) -> None:
@@ -182,7 +185,7 @@ class Checkers:
                     raise Violation(checker, text)
 
     def flushed(self, blocks: range | None = None) -> None:
-        """Invariant 10: what a returned flush, or write to `blocks`, covers is durable on every leg that counts."""
+        """Invariant 10: what a returned flush, or write of `blocks`, covers is durable on all that count."""
         self.made['fsync-durable'] += 1
         chunks = self._world.volume.log.where(0, UNWRITTEN).tolist()
         written = (b for chunk in chunks for b in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS))
@@ -322,13 +325,14 @@ class Checkers:
         return said
 
     def _said(self, disk: CrashDisk) -> 'Said':
+        chunks = self._world.chunks
         known = self._known.get(disk.name)
-        if known and known[0] is disk and known[1] == disk.changes:
+        if known and known[0] is disk and known[1] == (disk.changes, chunks):
             return known[2]
-        assert self._world.chunks <= wibm.PAGE_CHUNKS
+        assert chunks <= wibm.PAGE_CHUNKS
         pages = [disk.durable.page(page) for page in (*_SUPER_PAGES, *self._log_pages)]
-        said = read_metadata(self._world.uuid, self._world.chunks, *pages)
-        self._known[disk.name] = disk, disk.changes, said
+        said = read_metadata(self._world.uuid, chunks, *pages)
+        self._known[disk.name] = disk, (disk.changes, chunks), said
         return said
 
     def _log_serial(self, disk: CrashDisk, copy: int) -> int:
@@ -350,11 +354,13 @@ class Said:
     log: wibm.LogImage
     damaged: str = field(init=False)
     """What has no whole copy."""
+    log_serial: int = field(init=False)
     followed: Sequence[int] = ()
     """Slots of legs that are away or coming back, and that are to be caught up from here."""
     _up_to_date: dict[int, tuple[str, list[int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.log_serial = int(self.log.serials[0])
         self.damaged = '' if self.sups else 'superblock'
         if self.log.damaged:
             self.damaged = 'copy of a log page'

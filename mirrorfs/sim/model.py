@@ -94,6 +94,12 @@ class Model:
         """The write ended with an error: it may have happened or not."""
         write.acked, write.doubtful = self.tick(), True
 
+    def synced(self, write: Write) -> None:
+        """An acknowledged write is durable."""
+        write.durable = True
+        for block in write.blocks:
+            self._prune(self.writes[block])
+
     def flushed(self, began: int) -> None:
         """A flush that began at `began` has returned: what was acknowledged before it is durable."""
         for history in self.writes:

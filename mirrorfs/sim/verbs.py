@@ -67,7 +67,7 @@ async def _write(world: World, block: int, count: int = 1, *, durable: bool = Fa
     world.acknowledged += 1
     world.checkers.everywhere(write)
     if durable:
-        write.durable = True
+        world.model.synced(write)
         world.checkers.flushed(write.blocks)
 
 
@@ -220,7 +220,8 @@ async def _hang(world: World, number: int, seconds: float = 20.0) -> None:
 
 
 async def _release(world: World, number: int) -> None:
-    if f'd{number}' in world.hung:
+    """A disk answers again, and calls on it that were given up land."""
+    if f'd{number}' in world.disks:
         world.release(f'd{number}')
 
 

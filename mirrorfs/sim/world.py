@@ -19,7 +19,7 @@ from typing import Protocol
 import trio
 
 from mirrorfs import pool as pools
-from mirrorfs.errors import Refused
+from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
@@ -249,7 +249,8 @@ class World:
 
     def release(self, disk: str) -> None:
         """The disk answers again; calls that were abandoned meanwhile take effect now."""
-        self.hung.pop(disk).set()
+        if disk in self.hung:
+            self.hung.pop(disk).set()
         self.disks[disk].release()
 
     async def _release_later(self, disk: str, seconds: float) -> None:
@@ -365,7 +366,11 @@ class World:
     @property
     def pool(self) -> VolumeRecord:
         """The durable record of the pool."""
-        return _decode(self.files.durable[_DEFINITION].durable)
+        file = self.files.durable.get(_DEFINITION)
+        record = _decode(file.durable) if file else None
+        if record is None:
+            raise Violation('operator', 'the power may go now, and the pool will have lost the volume')
+        return record
 
     def slot_of(self, disk: CrashDisk) -> int | None:
         """Return the slot that a disk's superblock claims; None for a disk that is not of this volume."""
@@ -400,8 +405,11 @@ class ShortWrite(OSError):
 
 
 @lru_cache(maxsize=256)
-def _decode(text: bytes) -> VolumeRecord:
-    return pools.decode(text.decode())
+def _decode(text: bytes) -> VolumeRecord | None:
+    try:
+        return pools.decode(text.decode())
+    except (BadMetadata, UnicodeDecodeError):
+        return None
 
 
 @lru_cache
