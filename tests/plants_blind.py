@@ -277,7 +277,7 @@ BLIND: list[Plant] = [
     # Starting and stopping
     Plant(
         name='restart_forgets_what_a_spare_needs',
-        target='mirrorfs.volume.lifecycle:_prepare_states',
+        target='mirrorfs.volume.doubt:prepare',
         old='membership.needs_tracking(record)',
         new='membership.absentees_tracked(record)',
         checker='log-covers',
@@ -308,7 +308,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='pages_that_disagree_left_so',
-        target='mirrorfs.volume.lifecycle:_merge',
+        target='mirrorfs.volume.doubt:merge',
         old='    log.touch_pages(behind)\n',
         new='',
         checker='start-twice',

@@ -52,7 +52,7 @@ class Hunt:
 
     def explore(self, schedules: int = 0) -> int:
         """Explore all; return how many states were looked at.  Raises Failed."""
-        explorer = Explorer(cut=self.cut, fates=self.fates, nested=self.nested, twice=0.0)
+        explorer = Explorer(0.0, self.cut, self.fates, self.nested, twice=0.0)
         for schedule in range(schedules or self.schedules):
             for run in self.runs():
                 explorer.explore(run.but(seed=schedule))

@@ -26,7 +26,7 @@ from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.crashleg import CrashLeg
 from mirrorfs.sim.violation import Violation
-from mirrorfs.volume import admin, lifecycle
+from mirrorfs.volume import admin, doubt, lifecycle
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.lifecycle import Started
 from mirrorfs.volume.rebuild import Rebuilder
@@ -286,8 +286,8 @@ def the_start_does_not_doubt_dirty_chunks(patch: Patch) -> None:
     def prepare(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
         return original(record, log, several=False, active=active)
 
-    original = lifecycle._prepare_states
-    patch.setattr(lifecycle, '_prepare_states', prepare)
+    original = doubt.prepare
+    patch.setattr(doubt, 'prepare', prepare)
 
 
 @plant('no-log-fail')
@@ -298,8 +298,8 @@ def an_unclean_stop_without_a_log_doubts_nothing_of_a_recovering_leg(patch: Patc
         log.states[:] = (log.states & ~np.uint8(2)) | before
         return result
 
-    original = lifecycle._prepare_states
-    patch.setattr(lifecycle, '_prepare_states', prepare)
+    original = doubt.prepare
+    patch.setattr(doubt, 'prepare', prepare)
 
 
 def _only_the_stale_leg_is_left() -> None:

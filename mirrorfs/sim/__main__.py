@@ -61,10 +61,9 @@ def look(todo: Iterable[search.Job], processes: int, minutes: float | None = Non
     terminal = sys.stdout.isatty()
 
     def say(found: search.Found, seconds: float) -> None:
-        rate = found.tally.states / seconds
         left = f' of {minutes:g} min' if minutes is not None else ''
-        line = f'{seconds / 60:6.1f} min{left}  {found.tally.states:,} states  {rate:.0f}/s'
-        line += f'  {len(found.failures)} violations'
+        line = f'{seconds / 60:6.1f} min{left}  {found.tally.states:,} states recovered, '
+        line += f'{found.tally.judged:,} judged, {len(found.failures)} violations'
         print(f'\r{line}' if terminal else line, end='' if terminal else '\n', flush=True)
 
     limit = minutes * 60 if minutes is not None else float('inf')

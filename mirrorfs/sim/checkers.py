@@ -330,7 +330,7 @@ class Checkers:
         if known and known[0] is disk and known[1] == (disk.changes, chunks):
             return known[2]
         assert chunks <= wibm.PAGE_CHUNKS
-        pages = [disk.durable.page(page) for page in (*_SUPER_PAGES, *self._log_pages)]
+        pages = [disk.durable.page(page) for page in (*SUPER_PAGES, *self._log_pages)]
         said = read_metadata(self._world.uuid, chunks, *pages)
         self._known[disk.name] = disk, (disk.changes, chunks), said
         return said
@@ -342,7 +342,7 @@ class Checkers:
         return int(decode_log(self._world.uuid, self._world.chunks, *pages).serials[0])
 
 
-_SUPER_PAGES = [offset // wibm.PAGE for offset in wibm.SUPER_OFFSETS]
+SUPER_PAGES = [offset // wibm.PAGE for offset in wibm.SUPER_OFFSETS]
 
 
 @dataclass(eq=False, slots=True)
@@ -418,13 +418,13 @@ def newest(disk: CrashDisk) -> wibm.LegSuper:
 
 def best_super(disk: CrashDisk) -> wibm.LegSuper | None:
     """Return the newest durable superblock of a disk, None where there is none."""
-    sups = [decode_super(disk.durable.page(page)) for page in _SUPER_PAGES]
+    sups = [decode_super(disk.durable.page(page)) for page in SUPER_PAGES]
     return max((sup for sup in sups if sup), key=lambda sup: sup.serial, default=None)
 
 
 def leg_of(disk: CrashDisk) -> uuid.UUID | None:
     """Return the leg that a disk says it is."""
-    for page in _SUPER_PAGES:
+    for page in SUPER_PAGES:
         sup = decode_super(disk.durable.page(page))
         if sup:
             return sup.leg

@@ -13,12 +13,16 @@ A fate is a word, so that a case can be written down:
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from mirrorfs import pool as pools
+from mirrorfs.errors import BadMetadata
 from mirrorfs.limits import SECTOR
-from mirrorfs.sim.crashleg import Chooser, CrashDisk, Pending, keep_all, keep_none, keep_some
-from mirrorfs.sim.model import Model
+from mirrorfs.model import VolumeRecord
+from mirrorfs.sim.crashleg import Chooser, CrashDisk, Medium, Pending, keep_all, keep_none, keep_some
+from mirrorfs.sim.model import NEVER, Model
 from mirrorfs.sim.poolfiles import SimFiles
 
 if TYPE_CHECKING:
@@ -26,6 +30,26 @@ if TYPE_CHECKING:
 
 ALL_SUBSETS = 4
 """So many volatile writes at most have all their subsets tried."""
+
+
+DEFINITION = '/pool/volumes/v.json'
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a crash leaves: the media of all disks, and the volume's definition; None if that is lost."""
+
+    media: list[Medium]
+    pool: VolumeRecord | None
+
+
+@lru_cache(maxsize=256)
+def decode_definition(text: bytes) -> VolumeRecord | None:
+    """Return a volume's definition; None if it cannot be read."""
+    try:
+        return pools.decode(text.decode())
+    except (BadMetadata, UnicodeDecodeError):
+        return None
 
 
 @dataclass
@@ -42,6 +66,8 @@ class Frozen:
     at_rest: bool
     """Whether all was stopped cleanly before."""
     marks: tuple[set[str], set[str], set[str], set[str]]
+    _digests: dict[str, int] = field(default_factory=dict)
+    _promises: dict[bool, list[frozenset[int]]] = field(default_factory=dict)
 
     @property
     def pending(self) -> list[tuple[str, Pending]]:
@@ -111,8 +137,33 @@ class Frozen:
         kept = {name: keep_all if word in ('all', name) else keep_none for name in self.disks}
         return dict(kept), word in ('all', 'pool'), None
 
+    def left(self, keep: str) -> 'Left':
+        """Return what is on the media after a crash, which is all that a start can see."""
+        if keep == 'kill':
+            media, files = [disk.visible for disk in self.disks.values()], self.files.visible
+        else:
+            chooser, pool_kept, rng = self._choosers(keep)
+            media = [disk.cut(chooser[name]).durable for name, disk in self.disks.items()]
+            after = self.files.copy()
+            after.cut(pool_kept, rng)
+            files = after.visible
+        definition = files.get(DEFINITION)
+        return Left(media, decode_definition(definition.visible) if definition else None)
+
+    def promise(self, *, power: bool) -> list[frozenset[int]]:
+        """Return the tags that each block may hold after a crash."""
+        if power not in self._promises:
+            tags = self.model.possible if power else partial(self.model.visible, now=NEVER)
+            self._promises[power] = [frozenset(tags(block)) for block in range(self.model.blocks)]
+        return self._promises[power]
+
     def digest(self, keep: str) -> int:
         """Return a number that is equal for moments that leave equal disks, files and promises."""
+        if keep not in self._digests:
+            self._digests[keep] = self._digest(keep)
+        return self._digests[keep]
+
+    def _digest(self, keep: str) -> int:
         marks = tuple(frozenset(mark) for mark in self.marks)
         if keep == 'kill':
             disks = tuple(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from mirrorfs.sim.crash import Frozen, every_fate
+from mirrorfs.sim.crash import ALL_SUBSETS, Frozen, every_fate
 from mirrorfs.sim.explore import Explorer, Failed, after, begin, play, seed_of
 from mirrorfs.sim.history import Run, Session
 from mirrorfs.sim.verbs import Operation
@@ -34,7 +34,9 @@ ALPHABET: tuple[Operation, ...] = (
 BETWEEN = ('kill', 'none', 'all', 'd0', 'd1')
 """Fates of a crash that is an operation: what comes after it starts from each."""
 SAMPLES = 4
-"""How many subsets are tried beside the extremes, where there are too many."""
+"""How many subsets are recovered beside the extremes, where there are too many for all of them."""
+JUDGED_SUBSETS = 9
+"""Of so many volatile writes at most all subsets are judged, if not recovered."""
 
 
 def workloads(length: int = LENGTH) -> list[tuple[Operation, ...]]:
@@ -68,16 +70,19 @@ def runs(workload: tuple[Operation, ...], legs: int = 2) -> Iterator[Run]:
 class Exhaustive(Explorer):
     """Checks every state that the last operation of a workload, and the stop after it, may leave."""
 
+    judged: float = 0.0
     nested: float = 0.01
     twice: float = 0.01
     skipped: int = 0
-    """Fates not tried, since there were too many subsets."""
+    """Fates not even judged, since there were too many subsets."""
     seen: set[int] = field(default_factory=set)
+    seen_media: set[int] = field(default_factory=set)
 
     def explore(self, run: Run) -> None:
         """Go through a run and check what each moment of its last operation may leave.  Raises Failed."""
         self.tally.runs += 1
         self._rng = random.Random('exhaustive')
+        self._judged = self.seen_media
         *earlier, last = run.sessions
         done: tuple[Session, ...] = ()
         try:
@@ -101,7 +106,10 @@ class Exhaustive(Explorer):
     def _fates(self, run: Run, done: tuple[Session, ...], last: Session, frozen: Frozen) -> None:
         fates = list(every_fate(frozen, self._rng, SAMPLES))
         count = len(frozen.pending) + bool(frozen.files.history)
-        self.skipped += max(0, (1 << count) + 1 - len(fates))
+        if ALL_SUBSETS < count <= JUDGED_SUBSETS:
+            self._judge(run, done, last, frozen, [f'bits:{mask}' for mask in range(1 << count)])
+        elif count > JUDGED_SUBSETS:
+            self.skipped += (1 << count) + 1 - len(fates)
         for fate in fates:
             digest = frozen.digest(fate)
             if digest in self.seen:

@@ -14,6 +14,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.sim import determinism, verbs
 from mirrorfs.sim.crash import Frozen
 from mirrorfs.sim.history import STOP, Run, Session
+from mirrorfs.sim.judge import judge
 from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import CHUNK, World
 
@@ -135,7 +136,10 @@ class Tally:
     """What was looked at, so that one can see that nothing was left out."""
 
     runs: int = 0
+    judged: int = 0
+    """Crash states whose media were judged."""
     states: int = 0
+    """Crash states that were recovered and checked."""
     merged: int = 0
     """States that were the same as one already checked."""
     refused: int = 0
@@ -149,6 +153,7 @@ class Tally:
 
     def add(self, other: 'Tally') -> None:
         self.runs += other.runs
+        self.judged += other.judged
         self.states += other.states
         self.merged += other.merged
         self.refused += other.refused
@@ -161,8 +166,10 @@ class Tally:
 class Explorer:
     """Cuts runs into crash states and checks each; everything follows from the seeds of the runs."""
 
+    judged: float = 0.3
+    """Share of the steps at which a crash is judged, with every fate."""
     cut: float = 0.12
-    """Share of the steps at which a run is cut."""
+    """Share of the steps at which a run is cut: some of the states are recovered."""
     fates: int = 2
     """How many fates of what is volatile, with different outcomes, are tried at each."""
     nested: float = 0.08
@@ -178,6 +185,7 @@ class Explorer:
         self.tally.runs += 1
         self._rng = random.Random(f'explore {run.seed}')
         self._seen: set[tuple[int, int]] = set()
+        self._judged: set[int] = set()
         done: tuple[Session, ...] = ()
         try:
             world = begin(run)
@@ -187,7 +195,9 @@ class Explorer:
                 play(world, session)
                 self._count(world, session)
                 for frozen in world.frozen:
-                    self._states(run, done, session, frozen)
+                    self._judge(run, done, session, frozen, FATES)
+                    if frozen.step == at or self._rng.random() < self.cut / max(self.cut, self.judged):
+                        self._states(run, done, session, frozen)
                 world = after(world, session, seed_of(run, number + 1))
                 done = (*done, session)
             run = run.but(sessions=(*done, self._checking(run, done)))
@@ -196,12 +206,28 @@ class Explorer:
             raise Failed(violation, run) from violation
 
     def _cuts(self, at: int, step: int) -> bool:
-        return step == at or self._rng.random() < self.cut
+        return step == at or self._rng.random() < max(self.cut, self.judged)
 
     def _count(self, world: World, session: Session) -> None:
         self.tally.count(world)
         self.tally.ends[session.end.partition(':')[0]] += 1
         self.tally.refused += bool(world.refused)
+
+    def _judge(
+        self, run: Run, done: tuple[Session, ...], session: Session, frozen: Frozen, fates: Sequence[str]
+    ) -> None:
+        """Judge what a crash at this moment may leave."""
+        for fate in fates:
+            state = frozen.digest(fate)
+            if state in self._judged:
+                continue
+            self._judged.add(state)
+            try:
+                self.tally.judged += judge(frozen, fate)
+            except Violation as violation:
+                crashed = replace(session, end=fate, crash_at=frozen.step)
+                failing = run.but(sessions=(*done, crashed, self._checking(run, (*done, crashed))))
+                raise Failed(violation, failing) from violation
 
     def _states(self, run: Run, done: tuple[Session, ...], session: Session, frozen: Frozen) -> None:
         """Check some of the states that a crash at this moment may leave, each only once."""

@@ -63,6 +63,8 @@ def _try(explorer: Explorer, run: Run, how: str, found: Found) -> None:
         explorer.explore(run)
     except Failed as failed:
         found.failures.append((str(failed), failed.run.text, how))
+    except Exception as error:  # of the simulation itself: the others' findings must not be lost with it
+        found.failures.append((f'the simulation cannot go on: {error!r}', run.text, how))
 
 
 def exhaustive_jobs(legs: int = 2, length: int = LENGTH) -> list[Job]:
@@ -121,15 +123,15 @@ def _quieten() -> None:
 def summary(found: Found, seconds: float, processes: int) -> str:
     """Return the counts by operation, fault, end and checker; zeros are shown: they were left out."""
     tally = found.tally
-    rate = tally.states / max(seconds, 0.001)
+    rate = (tally.states + tally.judged + tally.merged) / max(seconds, 0.001)
     faults = Counter({k.removeprefix('fault '): n for k, n in tally.operations.items() if k[:6] == 'fault '})
     verbs = {name: tally.operations[name] for name in (*RUNNING, *RESTING)}
     checks = {name: tally.checks[name] for name in CHECKERS}
     lines = [
-        f'{tally.runs:,} runs, {tally.states:,} crash states checked in {seconds:.0f} s on {processes} '
-        f'processes, {rate:.0f} a second; {tally.merged:,} more were the same as another; '
-        f'{found.skipped:,} fates left out; {tally.refused:,} starts refused; '
-        f'{len(found.failures)} violations',
+        f'{tally.runs:,} runs in {seconds:.0f} s on {processes} processes: {tally.states:,} crash states '
+        f'recovered and checked, {tally.judged:,} judged by their media, {tally.merged:,} more were the '
+        f'same as another, {rate:.0f} a second in all; {found.skipped:,} fates left out; '
+        f'{tally.refused:,} starts refused; {len(found.failures)} violations',
         _counts('operations', verbs),
         _counts('faults', faults),
         _counts('lane', {name: tally.operations[name] for name in LANE_COUNTS}),

@@ -419,7 +419,9 @@ def _litter(world: World, number: int) -> None:
 
 def _lengthen(world: World, number: int) -> None:
     """A disk is longer than it need be, and full of something else there."""
-    disk = world.disks[f'd{number}']
+    disk = world.disks.get(f'd{number}')
+    if disk is None:
+        return
     for medium in (disk.durable, disk.visible):
         medium.size += 2 * CHUNK
     disk.size += 2 * CHUNK

@@ -19,13 +19,13 @@ from typing import Protocol
 import trio
 
 from mirrorfs import pool as pools
-from mirrorfs.errors import BadMetadata, Refused
+from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of
-from mirrorfs.sim.crash import Frozen
+from mirrorfs.sim.crash import DEFINITION, Frozen, decode_definition
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
 from mirrorfs.sim.faults import Fault, Key, planned
 from mirrorfs.sim.model import BLOCK, Model, fill
@@ -43,7 +43,6 @@ PATIENCE = 7200.0
 GARBAGE = 1 << 40
 """The tag of what used devices hold: nobody may ever see it."""
 _POOL = '/pool'
-_DEFINITION = '/pool/volumes/v.json'
 
 
 class Port(Protocol):
@@ -366,8 +365,8 @@ class World:
     @property
     def pool(self) -> VolumeRecord:
         """The durable record of the pool."""
-        file = self.files.durable.get(_DEFINITION)
-        record = _decode(file.durable) if file else None
+        file = self.files.durable.get(DEFINITION)
+        record = decode_definition(file.durable) if file else None
         if record is None:
             raise Violation('operator', 'the power may go now, and the pool will have lost the volume')
         return record
@@ -402,14 +401,6 @@ class ShortWrite(OSError):
     def __init__(self, done: int) -> None:
         super().__init__(errno.EIO, 'a short write')
         self.done = done
-
-
-@lru_cache(maxsize=256)
-def _decode(text: bytes) -> VolumeRecord | None:
-    try:
-        return pools.decode(text.decode())
-    except (BadMetadata, UnicodeDecodeError):
-        return None
 
 
 @lru_cache

@@ -6,14 +6,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import Refused
-from mirrorfs.intent.log import IntentLog
-from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC
 from mirrorfs.leg.base import Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
@@ -21,6 +18,7 @@ from mirrorfs.mirror.assembly import Plan, assemble
 from mirrorfs.mirror.keeper import Keeper, RecordStore
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
+from mirrorfs.volume import doubt
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.rebuild import Rebuilder
 from mirrorfs.volume.volume import Emit, Volume
@@ -152,10 +150,10 @@ async def start(
         # With others, making equal rewrites what may be dirty; alone, only the medium can be believed.
         with trio.move_on_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
             await members[in_sync[0]].leg.drop_cache()
-    log, doubtful = _merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
+    log, doubtful = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
 
     tracked = any(membership.needs_tracking(found[slot].sup.record) for slot in members)
-    differ = _prepare_states(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
+    differ = doubt.prepare(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
     volume = Volume(plan.record, log, emit)
     volume.keeper = volume.gate.keeper = Keeper(
         plan.record,
@@ -174,65 +172,3 @@ async def start(
     # equal after what is here has been read.
     store_first = doubtful or differ or force or (active and bool(absent))
     return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
-
-
-def _merge(
-    record: VolumeRecord, trusted: Mapping[int, wibm.LogImage], all_: Mapping[int, wibm.LogImage]
-) -> tuple[IntentLog, bool]:
-    """Take each page from the trusted leg that has it newest; return the log, and whether legs disagree.
-
-    A batch that reached only some legs began nothing yet that the others lack: marks come before data and
-    clears after flushes, so the newest is right.  A page whole on no leg: written, and to be made equal.
-    """
-    slots = sorted(trusted)
-    serials = np.stack([trusted[slot].serials for slot in slots])
-    newest = serials.max(axis=0)
-    states = np.full(len(newest) * wibm.PAGE_CHUNKS, DIRTY | NEEDS_RESYNC, np.uint8)
-    pages = states.reshape(len(newest), wibm.PAGE_CHUNKS)
-    for slot in slots:
-        best = (trusted[slot].serials == newest) & (newest > 0)
-        pages[best] = _pages_of(trusted[slot])[best]
-    behind = newest == 0
-    for image in all_.values():
-        old = image.serials != newest
-        # An older page that says the same needs no writing: a leg joined, and the others had that page.
-        old[old] = (image.serials[old] == 0) | np.any(_pages_of(image)[old] != pages[old], axis=1)
-        behind |= old
-    log = IntentLog(
-        record.uuid, states[: record.chunks].copy(), max(int(i.serials.max()) for i in all_.values())
-    )
-    log.touch_pages(behind)
-    return log, bool(behind.any())
-
-
-def _pages_of(image: wibm.LogImage) -> npt.NDArray[np.uint8]:
-    """Return an image's states by page (uint8 [pages, PAGE_CHUNKS]), padded with zeros."""
-    padded = np.zeros(len(image.serials) * wibm.PAGE_CHUNKS, np.uint8)
-    padded[: len(image.states)] = image.states
-    return padded.reshape(len(image.serials), wibm.PAGE_CHUNKS)
-
-
-def _prepare_states(
-    record: VolumeRecord, log: IntentLog, *, several: bool, active: bool, tracked: bool = False
-) -> bool:
-    """Turn what the log says of the past into what is to be done.
-
-    `tracked`: some leg's superblock still promises, to one that is away, that MODIFIED is kept for it.  Pages
-    become durable before superblocks, so the flags may go only after the promise has.
-
-    Return whether legs may differ, those that are absent included: then that a session began without those
-    must be durable before the first read, or they come back as equals and bytes change that were read.
-    """
-    unknown = active and not record.logged  # then any chunk may have been under way
-    dirty = log.where(0 if unknown else DIRTY, UNWRITTEN)
-    dirty = np.union1d(dirty, log.where(NEEDS_RESYNC, UNWRITTEN))
-    if membership.needs_tracking(record):
-        log.update_chunks(dirty, set_=MODIFIED)
-    elif not tracked:
-        log.update_chunks(log.where(MODIFIED), clear=MODIFIED)
-    if several:
-        log.update_chunks(dirty, set_=NEEDS_RESYNC)
-    else:
-        log.update_chunks(log.where(NEEDS_RESYNC), clear=NEEDS_RESYNC)
-    log.update_chunks(log.where(NEEDS_RESYNC | UNWRITTEN), clear=NEEDS_RESYNC)
-    return bool(len(dirty) or log.count(NEEDS_RESYNC))
