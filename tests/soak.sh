@@ -3,8 +3,9 @@
 #
 #   tests/soak.sh --minutes N
 #
-# First every short workload on three legs; then random runs until N minutes are over; then, as root, 1,000
-# rounds each of SIGKILL and of power cut under a real mount, unless --simulation-only.
+# First every short workload on three legs, and the data lane held or stuck at each of its steps; then random
+# runs until N minutes are over; then, as root, 1,000 rounds each of SIGKILL and of power cut under a real
+# mount, unless --simulation-only.
 # Ends with counts by operation, fault and checker.  Exit code 0 only if nothing was found.
 set -euo pipefail
 
@@ -27,6 +28,8 @@ code=0
 began=$SECONDS
 echo '== every short workload on three legs'
 "$python" -m mirrorfs.sim --exhaustive --legs 3 --jobs "$jobs" || code=1
+echo '== the data lane, held and stuck at every step of every script'
+MIRRORFS_LANE_ALL=1 "$python" -m pytest tests/test_sim_lane.py </dev/null || code=1
 left=$((minutes - (SECONDS - began) / 60))
 if ((left > 0)); then
     echo "== random runs for the $left minutes left"
