@@ -18,7 +18,7 @@ from test_lane import CHUNK as LANE_CHUNK
 from test_lane import legs, serving, table_over  # noqa: F401
 
 from mirrorfs import hot, limits
-from mirrorfs.errors import LegTimeout, Refused
+from mirrorfs.errors import LegError, LegTimeout, Refused
 from mirrorfs.events import EventLog
 from mirrorfs.hot import HotTable
 from mirrorfs.intent.log import IntentLog
@@ -241,6 +241,18 @@ async def test_a_simulated_disk_that_failed_a_flush_fails_all_later_ones() -> No
     for _ in range(3):
         with pytest.raises(OSError, match='planned'):
             await simulated_leg.flush()
+
+
+async def test_a_simulated_disk_loses_nothing_when_a_closed_leg_refuses_to_flush() -> None:
+    """The disk was not asked: what is volatile stays so, as on a real one."""
+    disk = CrashDisk('d0', MIB)
+    simulated_leg = CrashLeg(disk)
+    await simulated_leg.write(0, b'volatile')
+    simulated_leg.close()
+    with pytest.raises(LegError):
+        await simulated_leg.flush()
+    assert len(disk.pending) == 1
+    assert not disk.lost
 
 
 async def test_durable_writes_use_a_file_description_of_their_own(

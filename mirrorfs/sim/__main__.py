@@ -59,8 +59,13 @@ def look(todo: Iterable[search.Job], processes: int, minutes: float | None = Non
     """Search in several processes, showing progress; return 1 if anything was found."""
     watch = Watch()
     terminal = sys.stdout.isatty()
+    told = 0
 
     def say(found: search.Found, seconds: float) -> None:
+        nonlocal told
+        for what, case, how in found.failures[told:]:
+            print(f'{chr(10) if terminal else ""}VIOLATION {what}\n  {how}\n  {case}', flush=True)
+        told = len(found.failures)
         left = f' of {minutes:g} min' if minutes is not None else ''
         line = f'{seconds / 60:6.1f} min{left}  {found.tally.states:,} states recovered, '
         line += f'{found.tally.judged:,} judged, {len(found.failures)} violations'

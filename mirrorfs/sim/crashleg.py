@@ -322,8 +322,9 @@ class CrashLeg:
                 covered = self.disk.writes
                 await self._step(call)
             except OSError as error:
-                self._lost = error
-                self.disk.lose()
+                if not self.closed:  # then the disk was not even asked
+                    self._lost = error
+                    self.disk.lose()
                 raise
             self.disk.flush(covered)
 

@@ -193,8 +193,9 @@ async def _quiet(world: World) -> None:
 
 def _busy(world: World) -> bool:
     volume = world.volume
-    if volume.broken:
-        return False
+    sources = {disk.name for disk in world.checkers.in_sync()}
+    if volume.broken or sources <= world.gone:
+        return False  # nothing can be done
     spares = any(s in volume.keeper.members for s in volume.record.where(LegState.SPARE))
     doubtful = len(volume.keeper.in_sync) > 1 and volume.log.count(NEEDS_RESYNC) > 0
     return spares or doubtful
@@ -403,6 +404,8 @@ def _corrupt(
     """Some bytes of one copy of a superblock (page 0, 1) or of the log (2, 3) rot on a disk."""
     disk = world.disks[f'd{number}']
     at = [*wibm.SUPER_OFFSETS, *(world.layout.page_offset(0, copy) for copy in (0, 1))][page] + first
+    if any(write.offset < at + count and at < write.end for write in disk.pending):
+        return  # what waits to be written would mend it
     for medium in (disk.durable, disk.visible):
         medium.write(at, bytes(byte ^ mask for byte in medium.read(at, count)))
     if not any(decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS):
