@@ -25,7 +25,7 @@ from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.crashleg import CrashLeg
-from mirrorfs.sim.violation import Violation
+from mirrorfs.sim.violation import CHECKERS, Violation
 from mirrorfs.volume import admin, doubt, lifecycle
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.lifecycle import Started
@@ -34,7 +34,8 @@ from mirrorfs.volume.volume import Volume, runs
 
 STATES_MAX = 700
 Patch = pytest.MonkeyPatch
-PLANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {}
+PLANTS: dict[str, tuple[str, Callable[[Patch], None], Callable[[], None]]] = {}
+"""Name of each bug to the checker that must find it, how it is planted, and the search."""
 
 
 def explore(*names: str) -> None:
@@ -49,12 +50,15 @@ def explore(*names: str) -> None:
                 return
 
 
-def plant(*scenarios: str, by: Callable[[], None] | None = None) -> Callable[[Callable[[Patch], None]], None]:
-    """Register a planted bug: where it must be found."""
+def plant(
+    checker: str, *scenarios: str, by: Callable[[], None] | None = None
+) -> Callable[[Callable[[Patch], None]], None]:
+    """Register a planted bug: which checker must find it, and where."""
     assert bool(scenarios) != bool(by) and set(scenarios) <= SCENARIOS.keys()
+    assert checker in CHECKERS
 
     def register(sow: Callable[[Patch], None]) -> None:
-        PLANTS[sow.__name__] = (sow, by or functools.partial(explore, *scenarios))
+        PLANTS[sow.__name__] = (checker, sow, by or functools.partial(explore, *scenarios))
 
     return register
 
@@ -62,7 +66,7 @@ def plant(*scenarios: str, by: Callable[[], None] | None = None) -> Callable[[Ca
 # Intent
 
 
-@plant('write')
+@plant('intent-first', 'write')
 def pages_are_written_but_not_durably(patch: Patch) -> None:
     async def store(self: Member, batch: Batch) -> None:
         for page in sorted(batch.states):
@@ -73,7 +77,7 @@ def pages_are_written_but_not_durably(patch: Patch) -> None:
     patch.setattr(Member, 'store_pages', store)
 
 
-@plant('write')
+@plant('intent-first', 'write')
 def the_keeper_does_not_wait(patch: Patch) -> None:
     async def commit(self: Keeper) -> None:
         self._wake.set()
@@ -92,7 +96,7 @@ def the_keeper_does_not_wait(patch: Patch) -> None:
     patch.setattr(IntentLog, 'is_durable', is_durable)
 
 
-@plant('write')
+@plant('intent-first', 'write')
 def a_mark_counts_as_durable_when_it_is_only_wanted(patch: Patch) -> None:
     def is_durable(self: IntentLog, first: int, last: int, set_: int = 0, clear: int = 0) -> bool:
         self.update(first, last, set_=set_, clear=clear)
@@ -101,9 +105,9 @@ def a_mark_counts_as_durable_when_it_is_only_wanted(patch: Patch) -> None:
     patch.setattr(IntentLog, 'is_durable', is_durable)
 
 
-@plant('write')
+@plant('intent-first', 'write')
 def data_go_before_their_mark(patch: Patch) -> None:
-    async def write(self: Volume, offset: int, data: bytes) -> None:
+    async def write(self: Volume, offset: int, data: bytes, *, durable: bool = False) -> None:
         first, last = self.chunks_of(offset, len(data))
         async with self.exclusive(first, last):
             await self.keeper.open_session()
@@ -113,7 +117,7 @@ def data_go_before_their_mark(patch: Patch) -> None:
     patch.setattr(Volume, 'write', write)
 
 
-@plant('sweep-race', 'write')
+@plant('clearing-last', 'sweep-race', 'write')
 def chunks_are_cleared_without_a_flush(patch: Patch) -> None:
     sweep = Clearer.sweep
 
@@ -130,7 +134,7 @@ def chunks_are_cleared_without_a_flush(patch: Patch) -> None:
     patch.setattr(Clearer, 'sweep', careless)
 
 
-@plant('sweep-race')
+@plant('clearing-last', 'sweep-race')
 def a_chunk_is_cleared_that_is_being_written(patch: Patch) -> None:
     async def sweep(self: Clearer) -> int:
         volume = self._volume
@@ -143,7 +147,7 @@ def a_chunk_is_cleared_that_is_being_written(patch: Patch) -> None:
     patch.setattr(Clearer, 'sweep', sweep)
 
 
-@plant('write', 'overlap')
+@plant('fsync-durable', 'write', 'overlap')
 def a_flush_flushes_one_leg_only(patch: Patch) -> None:
     async def flush(self: Volume) -> None:
         await self.members[0].leg.flush()
@@ -151,7 +155,7 @@ def a_flush_flushes_one_leg_only(patch: Patch) -> None:
     patch.setattr(Volume, 'flush', flush)
 
 
-@plant('write', 'discard')
+@plant('intent-first', 'write', 'discard')
 def unwritten_is_cleared_in_memory_only(patch: Patch) -> None:
     encode = Batch.encode
 
@@ -163,7 +167,7 @@ def unwritten_is_cleared_in_memory_only(patch: Patch) -> None:
     patch.setattr(Batch, 'encode', keep_unwritten)
 
 
-@plant('write')
+@plant('clearing-last', 'write')
 def a_clean_stop_forgets_to_flush(patch: Patch) -> None:
     async def stop(self: Started) -> None:
         await self.rebuilder.freeze()
@@ -178,7 +182,7 @@ def a_clean_stop_forgets_to_flush(patch: Patch) -> None:
 # Metadata copies
 
 
-@plant('write')
+@plant('whole-copy', 'write')
 def the_superblock_is_written_over_the_current_copy(patch: Patch) -> None:
     async def store(self: Member, record: VolumeRecord, serial: int) -> None:
         self.super_copy = 1 - self.super_copy
@@ -188,7 +192,7 @@ def the_superblock_is_written_over_the_current_copy(patch: Patch) -> None:
     patch.setattr(Member, 'store_super', store)
 
 
-@plant('write')
+@plant('whole-copy', 'write')
 def a_log_page_is_written_over_the_current_copy(patch: Patch) -> None:
     async def store(self: Member, batch: Batch) -> None:
         await original(self, batch)
@@ -198,7 +202,7 @@ def a_log_page_is_written_over_the_current_copy(patch: Patch) -> None:
     patch.setattr(Member, 'store_pages', store)
 
 
-@plant('write', 'overlap', 'wide')
+@plant('whole-copy', 'write', 'overlap', 'wide')
 def a_killed_process_left_metadata_in_the_page_cache_and_the_start_trusts_it(patch: Patch) -> None:
     original = Member.from_super.__func__  # type: ignore[attr-defined]
 
@@ -219,12 +223,12 @@ def a_killed_process_left_metadata_in_the_page_cache_and_the_start_trusts_it(pat
 # Expulsion
 
 
-@plant('fail', 'fail-first')
+@plant('expulsion-first', 'fail', 'fail-first')
 def the_pool_is_not_told_of_an_expulsion(patch: Patch) -> None:
     patch.setattr(keeper, '_definition', lambda record: record.size)
 
 
-@plant('fail', 'fail-first')
+@plant('expulsion-first', 'fail', 'fail-first')
 def the_legs_are_not_told_of_an_expulsion(patch: Patch) -> None:
     async def store(self: Member, record: VolumeRecord, serial: int) -> None:
         stale = [n for n, slot in enumerate(record.slots) if slot.state.is_stale]
@@ -236,12 +240,12 @@ def the_legs_are_not_told_of_an_expulsion(patch: Patch) -> None:
     patch.setattr(Member, 'store_super', store)
 
 
-@plant('fail-dirty', 'fail')
+@plant('log-covers', 'fail-dirty', 'fail')
 def dirty_chunks_are_not_modified_when_a_leg_leaves(patch: Patch) -> None:
     patch.setattr(Keeper, 'mark_missed', lambda self: None)
 
 
-@plant('fail', 'fail-first')
+@plant('log-covers', 'fail', 'fail-first')
 def writes_without_a_leg_are_not_marked_modified(patch: Patch) -> None:
     patch.setattr(Keeper, 'marks', DIRTY)
 
@@ -254,12 +258,12 @@ def _a_write_fails_on_one_leg() -> None:
         recover(world.freeze(), 'all', f'write {nth} of d1 fails')
 
 
-@plant(by=_a_write_fails_on_one_leg)
+@plant('acknowledged-everywhere', by=_a_write_fails_on_one_leg)
 def a_leg_that_failed_a_write_stays(patch: Patch) -> None:
     patch.setattr(Keeper, 'expel', lambda self, failures, state=None: None)
 
 
-@plant(by=_a_write_fails_on_one_leg)
+@plant('expulsion-first', by=_a_write_fails_on_one_leg)
 def a_leg_that_left_is_not_recorded_before_the_answer(patch: Patch) -> None:
     async def settle(self: Keeper) -> None:
         await trio.lowlevel.checkpoint()
@@ -273,7 +277,7 @@ def _a_shared_filesystem_is_full() -> None:
         perform(world, [w(0), w(0), ('read', 0), w(B), ('read', B), ('quiet',)], f'ENOSPC {nth}')
 
 
-@plant(by=_a_shared_filesystem_is_full)
+@plant('clearing-last', by=_a_shared_filesystem_is_full)
 def a_write_that_failed_half_way_is_not_made_equal(patch: Patch) -> None:
     patch.setattr(Volume, '_failed_half_way', lambda *arguments: None)
 
@@ -281,20 +285,20 @@ def a_write_that_failed_half_way_is_not_made_equal(patch: Patch) -> None:
 # Starting
 
 
-@plant('write', 'overlap')
+@plant('log-covers', 'write', 'overlap')
 def the_start_does_not_doubt_dirty_chunks(patch: Patch) -> None:
-    def prepare(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
-        return original(record, log, several=False, active=active)
+    def prepare(record: VolumeRecord, log: IntentLog, *, several: bool, **more: bool) -> bool:
+        return original(record, log, several=False, **more)
 
     original = doubt.prepare
     patch.setattr(doubt, 'prepare', prepare)
 
 
-@plant('no-log-fail')
+@plant('equal', 'no-log-fail')
 def an_unclean_stop_without_a_log_doubts_nothing_of_a_recovering_leg(patch: Patch) -> None:
-    def prepare(record: VolumeRecord, log: IntentLog, *, several: bool, active: bool) -> bool:
+    def prepare(record: VolumeRecord, log: IntentLog, **more: bool) -> bool:
         before = log.states & 2
-        result = original(record, log, several=several, active=active)
+        result = original(record, log, **more)
         log.states[:] = (log.states & ~np.uint8(2)) | before
         return result
 
@@ -313,16 +317,16 @@ def _only_the_stale_leg_is_left() -> None:
     simulate(main, 0, 'stale alone')
 
 
-@plant(by=_only_the_stale_leg_is_left)
+@plant('promise', by=_only_the_stale_leg_is_left)
 def the_pool_is_no_witness(patch: Patch) -> None:
-    def assemble(pool: VolumeRecord, legs: Any, now_us: int = 0, force: bool = False) -> assembly.Plan:
-        return original(pool.but(events=1), legs, now_us, force)
+    def assemble(pool: VolumeRecord, *more: Any) -> assembly.Plan:
+        return original(pool.but(events=1), *more)
 
     original = lifecycle.assemble
     patch.setattr(lifecycle, 'assemble', assemble)
 
 
-@plant('old-copy', 'fail-first')
+@plant('clearing-last', 'old-copy', 'fail-first')
 def any_leg_that_returns_is_taken_for_nearly_up_to_date(patch: Patch) -> None:
     patch.setattr(membership, 'can_catch_up', lambda record, number, leg: True)
 
@@ -330,7 +334,7 @@ def any_leg_that_returns_is_taken_for_nearly_up_to_date(patch: Patch) -> None:
 # Making equal and recovery
 
 
-@plant('fail', 'fail-first')
+@plant('log-covers', 'fail', 'fail-first')
 def recovery_marks_what_it_did_not_copy(patch: Patch) -> None:
     async def copy_to(
         self: Volume, offset: int, length: int, preferred: int | None, target: int | None
@@ -344,7 +348,7 @@ def recovery_marks_what_it_did_not_copy(patch: Patch) -> None:
     patch.setattr(Volume, 'copy_to', copy_to)
 
 
-@plant('write', 'overlap')
+@plant('equal', 'write', 'overlap')
 def a_resync_forgets_to_copy(patch: Patch) -> None:
     async def equalise(self: Volume, first: int, last: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -353,7 +357,7 @@ def a_resync_forgets_to_copy(patch: Patch) -> None:
     patch.setattr(Volume, '_equalise', equalise)
 
 
-@plant('fail', 'fail-first', 'grow-legs')
+@plant('clearing-last', 'fail', 'fail-first', 'grow-legs')
 def the_mark_moves_before_the_target_was_flushed(patch: Patch) -> None:
     async def flush_target(self: Rebuilder, slot: int) -> bool:
         await trio.lowlevel.checkpoint()
@@ -362,7 +366,7 @@ def the_mark_moves_before_the_target_was_flushed(patch: Patch) -> None:
     patch.setattr(Rebuilder, '_flush_target', flush_target)
 
 
-@plant('fail-race', 'fail-first', 'grow-legs')
+@plant('one-order', 'fail-race', 'fail-first', 'grow-legs')
 def nobody_excludes_anybody(patch: Patch) -> None:
     @asynccontextmanager
     async def hold(
@@ -374,7 +378,7 @@ def nobody_excludes_anybody(patch: Patch) -> None:
     patch.setattr(ChunkLocks, 'hold', hold)
 
 
-@plant('grow-legs')
+@plant('never-stale', 'grow-legs')
 def reads_are_served_from_a_spare(patch: Patch) -> None:
     async def read_chunk(self: Volume, chunk: int, offset: int, length: int) -> bytes:
         if self.log.states[chunk] & UNWRITTEN:
@@ -385,7 +389,7 @@ def reads_are_served_from_a_spare(patch: Patch) -> None:
     patch.setattr(Volume, '_read_chunk', read_chunk)
 
 
-@plant('grow-legs')
+@plant('whole-copy', 'grow-legs')
 def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
     async def format_leg(*arguments: Any) -> Member:
         leg, identity, slot, layout, log, record, serial = arguments
@@ -400,7 +404,7 @@ def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
 # Space
 
 
-@plant('discard', 'discard-race')
+@plant('intent-first', 'discard', 'discard-race')
 def space_is_punched_before_the_state_says_so(patch: Patch) -> None:
     async def forget(self: Volume, chunks: Any) -> None:
         for low, high in runs(chunks):
@@ -416,7 +420,7 @@ def space_is_punched_before_the_state_says_so(patch: Patch) -> None:
     patch.setattr(Volume, '_forget', forget)
 
 
-@plant('discard')
+@plant('fsync-durable', 'discard')
 def a_discarded_chunk_is_not_zeroed_at_its_next_write(patch: Patch) -> None:
     async def nothing(self: Volume, first: int, last: int) -> None:
         self.log.update(first, last, clear=UNZEROED)
@@ -431,11 +435,12 @@ def a_discarded_chunk_is_not_zeroed_at_its_next_write(patch: Patch) -> None:
 
 @pytest.mark.parametrize('name', PLANTS)
 def test_a_planted_bug_is_found(name: str, monkeypatch: Patch) -> None:
-    sow, search = PLANTS[name]
+    checker, sow, search = PLANTS[name]
     sow(monkeypatch)
     with pytest.raises(Failed) as found:
         search()
-    assert isinstance(found.value.__cause__, Violation), repr(found.value.__cause__)
+    violation = found.value.__cause__
+    assert isinstance(violation, Violation) and violation.checker == checker, repr(violation)
 
 
 def test_the_searches_find_nothing_where_nothing_is_planted() -> None:
