@@ -90,8 +90,8 @@ class Fault:
     leg: int = 1
     seconds: float | None = None
     power: bool = False
-    workers: int = 1
-    """Who mostly waits can do so with others."""
+    workers: int = 2
+    """How many scripts are played at once; who mostly waits can do so with others."""
 
     @property
     def deadly(self) -> bool:

@@ -20,7 +20,7 @@ from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState
-from mirrorfs.sim.crashleg import Call, CrashDisk
+from mirrorfs.sim.crashleg import Call, CrashDisk, Medium
 from mirrorfs.sim.model import BLOCK, Write, tags
 from mirrorfs.sim.violation import Violation
 
@@ -250,12 +250,13 @@ class Checkers:
         world = self._world
         self.made['operator'] += 1
         for name, disk in world.disks.items():
-            slot = world.slot_of(disk)
-            sup = best_super(disk)
-            if slot is None or sup is None or name in world.away | world.tainted | world.unreadable:
+            if world.slot_of(disk) is None or name in world.away | world.tainted | world.unreadable:
                 continue
-            if kinship(sup.record.lineage, world.pool.lineage) is Kinship.CONFLICT:
-                return
+            # After a kill the daemon sees what is still volatile, too.
+            for medium, pool in ((disk.durable, world.pool), (disk.visible, world.pool_seen)):
+                sup = newest_on(medium)
+                if sup and kinship(sup.record.lineage, pool.lineage) is Kinship.CONFLICT:
+                    return
         good = [name for name in sorted(world.disks.keys() - world.away) if self.is_current(name)]
         if good:
             raise Violation('operator', f'refused, though {", ".join(good)} is current: {why}')
@@ -418,7 +419,12 @@ def newest(disk: CrashDisk) -> wibm.LegSuper:
 
 def best_super(disk: CrashDisk) -> wibm.LegSuper | None:
     """Return the newest durable superblock of a disk, None where there is none."""
-    sups = [decode_super(disk.durable.page(page)) for page in SUPER_PAGES]
+    return newest_on(disk.durable)
+
+
+def newest_on(medium: Medium) -> wibm.LegSuper | None:
+    """Return the newest superblock on a medium, None where there is none."""
+    sups = [decode_super(medium.page(page)) for page in SUPER_PAGES]
     return max((sup for sup in sups if sup), key=lambda sup: sup.serial, default=None)
 
 

@@ -100,6 +100,7 @@ class Frozen:
         after.now_us, after.away, after.uuid = self.now_us, set(away), before.uuid
         after.model = self.model.copy()
         after.tainted, after.foreign, after.apart, after.unreadable = (set(mark) for mark in self.marks)
+        after.rotten = set(before.rotten)
         after.saved = before.saved
         after.acknowledged, after.written_apart = before.acknowledged, before.written_apart
         after.hosts_apart, after.other_model = before.hosts_apart, before.other_model

@@ -302,6 +302,7 @@ class CrashLeg:
                 done = getattr(error, 'done', 0)  # of a short write
                 if done:
                     self.disk.write(offset, bytes(data[:done]))
+                    self.disk.unconfirmed.add(offset)
                 raise
             write = self.disk.write(offset, bytes(data))
             self.disk.unconfirmed.add(offset)

@@ -17,6 +17,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import Plan, assemble
+from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, SUPER_PAGES, Said, read_metadata
 from mirrorfs.sim.crash import Frozen, Left
@@ -65,8 +66,9 @@ def judge(frozen: Frozen, fate: str) -> bool:
     legs = _legs(left, frozen)
     promise = frozen.promise(power=fate != 'kill')
     in_sync = _start(left.pool, legs, promise)
-    for slot in in_sync if len(in_sync) > 1 else ():
-        _start(left.pool, {slot: legs[slot]}, promise)
+    if len(in_sync) > 1 and not frozen.world.rotten:
+        for slot in in_sync:
+            _start(left.pool, {slot: legs[slot]}, promise)
     return True
 
 
@@ -91,7 +93,8 @@ def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> li
         plan = assemble(pool, {n: leg.record for n, leg in legs.items()}, 0, False, lambda: _GENERATION)
     except Refused as refusal:
         current = [n for n, leg in legs.items() if _is_current(pool, n, leg.record)]
-        if current:
+        kin = (kinship(leg.record.lineage, pool.lineage) for leg in legs.values())
+        if current and Kinship.CONFLICT not in kin:
             raise Violation('operator', f'refused, though {current} is current: {refusal}') from None
         return []
     record = plan.record

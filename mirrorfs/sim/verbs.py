@@ -15,7 +15,7 @@ from mirrorfs.intent.states import NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.limits import SECTOR
 from mirrorfs.metadata import wibm
 from mirrorfs.model import LegState
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super, leg_of
 from mirrorfs.sim.crashleg import CrashDisk, keep_all
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.violation import Violation
@@ -275,6 +275,8 @@ async def _welcome_back(world: World) -> None:
         name = record.slots[slot].path.rsplit('/', 1)[-1]
         if name in world.away | world.gone | world.foreign | world.unreadable or name not in world.disks:
             continue
+        if leg_of(world.disks[name]) != record.slots[slot].leg:
+            continue  # it has changed places with one that the volume had forgotten
         if world.volume.record.slots[slot].state is LegState.VACANT:
             continue  # forgotten since the volume is at full strength again
         with trio.move_on_after(60):
@@ -340,8 +342,9 @@ def _spared(world: World, victim: str) -> bool:
 
 
 def _away(world: World, *numbers: int) -> None:
-    """Just these disks are missing at the next start."""
-    world.away = {f'd{number}' for number in numbers}
+    """Just these disks are missing at the next start.  One whose log has rotted needs the others."""
+    if world.rotten <= {f'd{number}' for number in numbers}:
+        world.away = {f'd{number}' for number in numbers}
 
 
 def _swap(world: World, one: int, other: int) -> None:
@@ -408,6 +411,8 @@ def _corrupt(
         return  # what waits to be written would mend it
     for medium in (disk.durable, disk.visible):
         medium.write(at, bytes(byte ^ mask for byte in medium.read(at, count)))
+    if page > 1:
+        world.rotten.add(disk.name)
     if not any(decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS):
         world.unreadable.add(disk.name)
 

@@ -120,6 +120,8 @@ class World:
         """Disks that were written without the others' knowledge: a split brain."""
         self.unreadable: set[str] = set()
         """Disks whose superblocks are gone."""
+        self.rotten: set[str] = set()
+        """Disks whose log has rotted: older marks may be all that is left there."""
         self.force = False
         self.saved: dict[str, CrashDisk] = {}
         self.saved_pool: tuple[SimFiles, Model, int] | None = None
@@ -366,7 +368,17 @@ class World:
     def pool(self) -> VolumeRecord:
         """The durable record of the pool."""
         file = self.files.durable.get(DEFINITION)
-        record = decode_definition(file.durable) if file else None
+        return self._record(file.durable if file else b'')
+
+    @property
+    def pool_seen(self) -> VolumeRecord:
+        """The record of the pool as a daemon sees it."""
+        file = self.files.visible.get(DEFINITION)
+        return self._record(file.visible if file else b'')
+
+    @staticmethod
+    def _record(text: bytes) -> VolumeRecord:
+        record = decode_definition(text)
         if record is None:
             raise Violation('operator', 'the power may go now, and the pool will have lost the volume')
         return record
