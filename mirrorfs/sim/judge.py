@@ -156,9 +156,9 @@ def _held(page: bytes) -> frozenset[int]:
 def _judge_stale(record: VolumeRecord, slot: int, leg: _Leg, source: _Leg, states: wibm.States) -> None:
     """What a leg that is, or may be, caught up partially would not be given, it has."""
     own = record.slots[slot]
-    if own.state is LegState.IN_SYNC:
-        return
-    if own.state.is_stale and not membership.can_catch_up(record, slot, leg.record):
+    if own.state is not LegState.SPARE and not (
+        own.state.is_stale and membership.can_catch_up(record, slot, leg.record)
+    ):
         return
     needed = (states & np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC | UNWRITTEN)) != 0
     if own.full:
