@@ -1,9 +1,21 @@
 """What all tests share: those with real mounts are skipped, with the reason, where they cannot run."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 from mounts import why_not
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print whatever pytest captures."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f'\n{text}', flush=True)
+
+    return say
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

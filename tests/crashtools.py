@@ -15,12 +15,12 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mirrorfs.sim import explore, verbs
+from mirrorfs.sim import explore, resting, verbs
 from mirrorfs.sim import world as worlds
 from mirrorfs.sim.crash import Frozen
 from mirrorfs.sim.crashleg import Call
 from mirrorfs.sim.faults import planned
-from mirrorfs.sim.verbs import Operation
+from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import CHUNK_BLOCKS
 
@@ -44,7 +44,7 @@ class World(worlds.World):
         await self.do(('check',))
 
     def rest(self, *operation: object) -> None:
-        verbs.prepare(self, operation)
+        resting.prepare(self, operation)
 
     def go_wrong(self, faults: Mapping[tuple[str, str, int], int]) -> None:
         """From now on calls fail as planned."""

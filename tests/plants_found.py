@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mirrorfs.sim.explore import Explorer
 from mirrorfs.sim.faults import Fault
 from mirrorfs.sim.history import Run, Session
-from mirrorfs.sim.verbs import Operation
+from mirrorfs.sim.resting import Operation
 
 B = 16
 """Blocks of a chunk."""
@@ -88,6 +88,30 @@ def paced(run: Run) -> Callable[[], Iterator[Run]]:
 def sessions(*some: Session, **options: object) -> Run:
     return Run(0, some).but(**options)
 
+
+EXPELLED = Hunt(
+    paced(
+        once(
+            *HOT,
+            both(('then', ('read', 0, 1), ('fail', 1)), ('burst', 0, 1, 9), ('burst', B, 1, 9)),
+            lane=True,
+        )
+    ),
+    schedules=60,
+)
+"""A leg is failed while the lane writes."""
+STUCK = Hunt(
+    faulty(
+        once(*HOT, both(('burst', 0, 1, 9), ('burst', 0, 2, 9)), lane=True),
+        'd1',
+        'write',
+        range(10, 24),
+        what='slow',
+        seconds=1.0,
+    ),
+    schedules=5,
+)
+"""A call of the lane takes so long that the lane is replaced; writes go on to the same place."""
 
 FOUND: dict[str, Hunt] = {
     'only_the_durable_flags_asked': Hunt(
@@ -455,48 +479,10 @@ FOUND: dict[str, Hunt] = {
         ),
         schedules=20,
     ),
-    'hot_writes_go_on_without_the_expelled_leg': Hunt(
-        paced(
-            once(
-                *HOT,
-                both(('then', ('read', 0, 1), ('fail', 1)), ('burst', 0, 1, 9), ('burst', B, 1, 9)),
-                lane=True,
-            )
-        ),
-        schedules=60,
-    ),
-    'stuck_leg_stays_hot': Hunt(
-        faulty(
-            once(*HOT, both(('burst', 0, 1, 9), ('burst', 0, 2, 9)), lane=True),
-            'd1',
-            'write',
-            range(10, 24),
-            what='slow',
-            seconds=1.0,
-        ),
-        schedules=5,
-    ),
-    'write_overtakes_a_stuck_call': Hunt(
-        faulty(
-            once(*HOT, both(('burst', 0, 1, 9), ('burst', 0, 2, 9)), lane=True),
-            'd1',
-            'write',
-            range(10, 24),
-            what='slow',
-            seconds=1.0,
-        ),
-        schedules=5,
-    ),
-    'targets_looked_up_after_the_permission': Hunt(
-        paced(
-            once(
-                *HOT,
-                both(('then', ('read', 0, 1), ('fail', 1)), ('burst', 0, 1, 9), ('burst', B, 1, 9)),
-                lane=True,
-            )
-        ),
-        schedules=60,
-    ),
+    'hot_writes_go_on_without_the_expelled_leg': EXPELLED,
+    'stuck_leg_stays_hot': STUCK,
+    'write_overtakes_a_stuck_call': STUCK,
+    'targets_looked_up_after_the_permission': EXPELLED,
     'superseded_lane_goes_on': Hunt(
         faulty(
             once(

@@ -8,7 +8,7 @@ from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
 
-from mirrorfs.sim.explore import Failed
+from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
 
 
@@ -35,3 +35,31 @@ def test_a_planted_bug_is_found_by_a_checker_that_was_named(
 @pytest.mark.parametrize('name', FOUND)
 def test_without_the_bug_its_history_is_harmless(name: str) -> None:
     assert FOUND[name].explore(schedules=1)
+
+
+JUDGED = {
+    'zeros_not_flushed_before_they_count': 'promise',
+    'fsync_answered_before_the_expulsion': 'promise',
+    'pool_before_superblocks': 'operator',
+}
+"""Bugs that no step of a run shows, only what a crash leaves."""
+
+
+def explore(name: str, *, judged: float) -> None:
+    """Go through a bug's histories without a single recovery."""
+    for run in FOUND[name].runs():
+        Explorer(judged, cut=0.0, nested=0.0, twice=0.0).explore(run)
+
+
+@pytest.mark.parametrize('name', JUDGED)
+def test_a_planted_bug_is_found_by_judging_what_crashes_leave(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explore(name, judged=1.0)
+    next(plant for plant in BLIND if plant.name == name).sow(monkeypatch)
+    explore(name, judged=0.0)
+    with pytest.raises(Failed) as caught:
+        explore(name, judged=1.0)
+    assert caught.value.violation.checker == JUDGED[name]
+    with pytest.raises(Failed, match=JUDGED[name]):
+        replay(caught.value.run)

@@ -53,17 +53,6 @@ FOUND = {
 }
 
 
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print whatever pytest captures."""
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            print(f'\n{text}', flush=True)
-
-    return say
-
-
 def look(jobs: Iterable[search.Job], tell: Callable[[str], None]) -> search.Found:
     """Search on all cores; fail with how to replay what was found."""
     watch, processes = Watch(), os.cpu_count() or 1

@@ -24,8 +24,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from mirrorfs.sim import verbs
 from mirrorfs.sim.lockstep import Lockstep
+from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.simlane import Freely, Held, LaneWorld, SimMount
-from mirrorfs.sim.verbs import Operation
 from mirrorfs.sim.violation import Violation
 
 ALL = bool(os.environ.get('MIRRORFS_LANE_ALL'))

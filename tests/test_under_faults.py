@@ -31,17 +31,6 @@ CHUNK = 128
 """Sectors."""
 
 
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Print whatever pytest captures."""
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            print(f'\n{text}', flush=True)
-
-    return say
-
-
 # Killed again and again
 
 

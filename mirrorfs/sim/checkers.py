@@ -117,7 +117,7 @@ class Checkers:
             copy, at = divmod(call.offset - log.offset, log.length)
             assert not at, 'one log page is all that the simulation looks at'
             spared = self._said(disk).log.current[0] != copy
-            spared = spared or self._log_serial(disk, 0) == self._log_serial(disk, 1)
+            spared = spared or self._copy_serial(disk, 0) == self._copy_serial(disk, 1)
             if not spared:
                 raise Violation('whole-copy', f'a write over the current copy of a log page of {disk.name}')
 
@@ -318,6 +318,10 @@ class Checkers:
     def _active(self, disk: CrashDisk) -> bool:
         return self._whole(disk).sup.record.active
 
+    def log_serial(self, disk: CrashDisk) -> int:
+        """Return the serial of the newest page of a disk's log, 0 where none is whole."""
+        return self._said(disk).log_serial
+
     def _whole(self, disk: CrashDisk) -> 'Said':
         """Return what a disk durably says.  Invariant 12: one copy of every page is always whole."""
         said = self._said(disk)
@@ -336,7 +340,7 @@ class Checkers:
         self._known[disk.name] = disk, (disk.changes, chunks), said
         return said
 
-    def _log_serial(self, disk: CrashDisk, copy: int) -> int:
+    def _copy_serial(self, disk: CrashDisk, copy: int) -> int:
         """Return the serial of one copy of the log, 0 if that copy is not whole."""
         page = disk.durable.page(self._log_pages[copy])
         pages = (page, b'') if copy == 0 else (b'', page)

@@ -15,7 +15,7 @@ from functools import partial
 from mirrorfs.sim.crash import ALL_SUBSETS, Frozen, every_fate
 from mirrorfs.sim.explore import Explorer, Failed, after, begin, play, seed_of
 from mirrorfs.sim.history import Run, Session
-from mirrorfs.sim.verbs import Operation
+from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import World
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from mirrorfs import limits
 from mirrorfs.errors import Refused
-from mirrorfs.sim import determinism, verbs
+from mirrorfs.sim import determinism, resting, verbs
 from mirrorfs.sim.crash import Frozen
 from mirrorfs.sim.history import STOP, Run, Session
 from mirrorfs.sim.judge import judge
@@ -82,7 +82,7 @@ def begin(run: Run) -> World:
 def play(world: World, session: Session) -> None:
     """Go through one session, up to its clean stop, or to where it is left alone."""
     for operation in session.before:
-        verbs.prepare(world, operation)
+        resting.prepare(world, operation)
     world.plan = dict(session.faults)
     simulate(partial(_play, world, session), world.seed, world.mark_interval)
 
@@ -92,7 +92,7 @@ async def _play(world: World, session: Session) -> None:
     try:
         async with world.running(force=force):
             if force and world.started and world.started.plan.forced:
-                verbs.given_up(world)
+                resting.given_up(world)
             for operation in session.operations:
                 await verbs.perform(world, operation)
             if session.end == STOP:
@@ -101,18 +101,23 @@ async def _play(world: World, session: Session) -> None:
         world.refused = str(the_cause(refusals))
 
 
+def end_of(world: World, session: Session) -> Frozen:
+    """Return the moment at which a session ended."""
+    if session.crash_at:
+        return next((f for f in world.frozen if f.step == session.crash_at), None) or world.freeze()
+    return world.freeze()
+
+
 def after(world: World, session: Session, seed: int) -> World:
     """Return the world that the session leaves for the next one."""
-    frozen = world.freeze()
-    if session.crash_at:
-        frozen = next((f for f in world.frozen if f.step == session.crash_at), frozen)
+    frozen = end_of(world, session)
     if session.end != STOP:
         return frozen.restart(session.end, seed=seed)
     return frozen.restart('kill' if world.refused else 'none', seed=seed)
 
 
 def replay(run: Run, say: Callable[[World, Session], None] = lambda world, session: None) -> None:
-    """Go through a run just as it says.  Raises Failed."""
+    """Go through a run just as it says; judge what each of its crashes leaves.  Raises Failed."""
     try:
         world = begin(run)
         for number, session in enumerate(run.sessions):
@@ -121,6 +126,8 @@ def replay(run: Run, say: Callable[[World, Session], None] = lambda world, sessi
                 play(world, session)
             finally:
                 say(world, session)
+            if session.end != STOP:
+                judge(end_of(world, session), session.end)
             world = after(world, session, seed_of(run, number + 1))
     except Violation as violation:
         raise Failed(violation, run) from violation

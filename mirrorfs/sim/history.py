@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from mirrorfs.metadata.wibm import PAGE_HEADER
 from mirrorfs.sim.faults import Fault, Key
+from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.simlane import LaneWorld
-from mirrorfs.sim.verbs import Operation
 from mirrorfs.sim.world import CHUNK_BLOCKS, PAUSES, World
 
 STOP = 'stop'
@@ -23,7 +23,7 @@ STOP = 'stop'
 class Session:
     """One life of the daemon.
 
-    `before` is done to the disks at rest (`verbs.RESTING`), `operations` while it runs (`verbs.RUNNING`).
+    `before` is done to the disks at rest (`resting.RESTING`), `operations` while it runs (`verbs.RUNNING`).
     `end` is ``stop`` or the fate of what is volatile in a crash (`mirrorfs.sim.crash`), which comes at step
     `crash_at`, or after all operations for 0.
     """
@@ -119,7 +119,8 @@ class Composer:
         self.chunks = rng.choice((2, 2, 3, 4))
         self.disks = self.legs
         sessions = [self._session() for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
-        if rng.random() < 0.1 and self.legs == self.disks == 2:
+        rotten = any(word[0] == 'corrupt' for session in sessions for word in session.before)
+        if rng.random() < 0.1 and self.legs == self.disks == 2 and not rotten:
             sessions += self._apart()
         return Run(
             self.seed,

@@ -68,7 +68,8 @@ def judge(frozen: Frozen, fate: str) -> bool:
     in_sync = _start(left.pool, legs, promise)
     if len(in_sync) > 1 and not frozen.world.rotten:
         for slot in in_sync:
-            _start(left.pool, {slot: legs[slot]}, promise)
+            if _is_current(left.pool, slot, legs[slot].record):
+                _start(left.pool, {slot: legs[slot]}, promise)
     return True
 
 
@@ -92,10 +93,9 @@ def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> li
     try:
         plan = assemble(pool, {n: leg.record for n, leg in legs.items()}, 0, False, lambda: _GENERATION)
     except Refused as refusal:
-        current = [n for n, leg in legs.items() if _is_current(pool, n, leg.record)]
         kin = (kinship(leg.record.lineage, pool.lineage) for leg in legs.values())
-        if current and Kinship.CONFLICT not in kin:
-            raise Violation('operator', f'refused, though {current} is current: {refusal}') from None
+        if Kinship.CONFLICT not in kin:  # nothing was taken away
+            raise Violation('operator', f'would be refused: {refusal}') from None
         return []
     record = plan.record
     in_sync = [slot for slot in plan.members if record.slots[slot].state is LegState.IN_SYNC]
@@ -109,6 +109,7 @@ def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> li
 
 
 def _is_current(pool: VolumeRecord, slot: int, record: VolumeRecord) -> bool:
+    """Whether a leg is in sync for the pool and by its own word, so that it may start alone."""
     both = pool.slots[slot].state is record.slots[slot].state is LegState.IN_SYNC
     return both and record.events >= pool.events
 

@@ -11,8 +11,9 @@ from functools import partial
 from mirrorfs.sim.exhaustive import LENGTH, Exhaustive, runs, workloads
 from mirrorfs.sim.explore import Explorer, Failed, Tally, Watch
 from mirrorfs.sim.history import Composer, Run
+from mirrorfs.sim.resting import RESTING, Operation
 from mirrorfs.sim.simlane import LANE_COUNTS
-from mirrorfs.sim.verbs import RESTING, RUNNING, Operation
+from mirrorfs.sim.verbs import RUNNING
 from mirrorfs.sim.violation import CHECKERS
 
 SEEDS_AT_ONCE = 10

@@ -1,0 +1,212 @@
+"""What is done to disks and the pool of a world that does not run; `verbs` has what is done while it does.
+
+An operation is a tuple: a name from `RESTING`, then its arguments.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mirrorfs.intent.states import UNWRITTEN
+from mirrorfs.limits import SECTOR
+from mirrorfs.metadata import wibm
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super
+from mirrorfs.sim.crashleg import CrashDisk, keep_all
+from mirrorfs.sim.model import BLOCK, tags
+from mirrorfs.sim.violation import Violation
+from mirrorfs.sim.world import World
+
+Operation = tuple[Any, ...]
+DESTRUCTIVE = {'old', 'foreign', 'shrink', 'corrupt'}
+
+
+def prepare(world: World, operation: Operation) -> None:
+    """Do something to the disks or the pool of a world that does not run.
+
+    What would destroy the last good copy is left out: every run must end well.
+    """
+    name, *arguments = operation
+    if name in DESTRUCTIVE and not _spared(world, f'd{arguments[0]}'):
+        return
+    world.tally[name] += 1
+    world.trace.append(f'= {" ".join(str(word) for word in operation)}')
+    RESTING[name](world, *arguments)
+
+
+def _spared(world: World, victim: str) -> bool:
+    """Whether a disk is there, and another one has all that was ever acknowledged."""
+    others = (name for name in world.disks if name != victim and world.checkers.is_current(name))
+    return victim in world.disks and any(others)
+
+
+def _away(world: World, *numbers: int) -> None:
+    """Just these disks are missing at the next start.  One whose log has rotted needs the others."""
+    serials = {name: world.checkers.log_serial(disk) for name, disk in world.disks.items()}
+    world.rotten = {name for name in world.rotten if serials.get(name, 0) < max(serials.values())}
+    if world.rotten <= {f'd{number}' for number in numbers}:
+        world.away = {f'd{number}' for number in numbers}
+
+
+def _swap(world: World, one: int, other: int) -> None:
+    """Two disks change places: each is found at the other's path."""
+    first, second = f'd{one}', f'd{other}'
+    for marks in (world.tainted, world.foreign, world.apart, world.unreadable):
+        found = {first, second} & marks
+        if len(found) == 1:
+            marks.symmetric_difference_update({first, second})
+    world.disks[first], world.disks[second] = world.disks[second], world.disks[first]
+    for name in (first, second):
+        world.disks[name].name = name
+
+
+def _save(world: World, number: int) -> None:
+    """Keep a copy of a disk for `old`."""
+    if f'd{number}' in world.disks:
+        world.saved[f'd{number}'] = world.disks[f'd{number}'].copy()
+
+
+def _old(world: World, number: int) -> None:
+    """Somebody puts the copy that was saved in the place of a disk."""
+    name = f'd{number}'
+    if name in world.saved:
+        before, world.disks[name] = world.disks[name], world.saved[name].cut(keep_all)
+        if before.digest() != world.disks[name].digest():
+            world.tainted.add(name)
+
+
+def _foreign(world: World, number: int) -> None:
+    """A leg of another volume lies where a disk was."""
+    name = f'd{number}'
+    disk, record = CrashDisk(name, world.disks[name].size), world.pool
+    sup = best_super(world.disks[name])
+    if sup is None:
+        return
+    stranger = wibm.LegSuper(record.but(uuid=_other(record.uuid)), _other(sup.leg), sup.slot, sup.layout, 9)
+    for offset in wibm.SUPER_OFFSETS:
+        disk.write(offset, wibm.encode_super(stranger))
+    disk.flush(disk.writes)
+    world.disks[name] = disk
+    world.foreign.add(name)
+
+
+def _other(identity: Any) -> Any:
+    return type(identity)(int=identity.int ^ 1)
+
+
+def _shrink(world: World, number: int) -> None:
+    """A disk comes back smaller than what its superblock says that it holds."""
+    disk = world.disks[f'd{number}']
+    for medium in (disk.durable, disk.visible):
+        medium.size -= CHUNK
+    world.unreadable.add(disk.name)
+
+
+def _corrupt(
+    world: World, number: int, page: int, first: int = 0, mask: int = 0x5A, count: int = SECTOR
+) -> None:
+    """Some bytes of one copy of a superblock (page 0, 1) or of the log (2, 3) rot on a disk."""
+    disk = world.disks[f'd{number}']
+    at = [*wibm.SUPER_OFFSETS, *(world.layout.page_offset(0, copy) for copy in (0, 1))][page] + first
+    if any(write.offset < at + count and at < write.end for write in disk.pending):
+        return  # what waits to be written would mend it
+    for medium in (disk.durable, disk.visible):
+        medium.write(at, bytes(byte ^ mask for byte in medium.read(at, count)))
+    if page > 1:
+        world.rotten.add(disk.name)
+    if not any(decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS):
+        world.unreadable.add(disk.name)
+
+
+def _litter(world: World, number: int) -> None:
+    """A device that is not in use yet is full of something else."""
+    name = f'd{number}'
+    if name not in world.disks:
+        world.disks[name] = disk = CrashDisk(name, world.layout.data_offset + world.chunks * CHUNK)
+        world.fill_with_garbage(disk, world.layout.data_offset)
+
+
+def _lengthen(world: World, number: int) -> None:
+    """A disk is longer than it need be, and full of something else there."""
+    disk = world.disks.get(f'd{number}')
+    if disk is None:
+        return
+    for medium in (disk.durable, disk.visible):
+        medium.size += 2 * CHUNK
+    disk.size += 2 * CHUNK
+    world.fill_with_garbage(disk, disk.size - 2 * CHUNK)
+
+
+def _force(world: World) -> None:
+    """The admin says that the next start may give up what is not at hand."""
+    world.force = True
+
+
+def _save_pool(world: World) -> None:
+    """Another host has a copy of the pool, and of what it was promised."""
+    world.saved_pool = world.files.copy(), world.model.copy(), world.acknowledged
+
+
+def _old_pool(world: World) -> None:
+    """From now on that copy is used.  What was written since it was made is unknown to it."""
+    if world.saved_pool:
+        files, model, before = world.saved_pool
+        world.written_apart = world.acknowledged - before
+        world.other_model = world.model.copy()
+        world.hosts_apart = True
+        world.files, world.model = files.copy(), model.copy()
+        world.files.cut(True)
+        world.mount_files()
+        world.acknowledged = 0
+
+
+def _meet(world: World, *numbers: int) -> None:
+    """The disks that the first host wrote to come back: a split brain, if both hosts wrote."""
+    world.hosts_apart = False
+    if world.written_apart and world.acknowledged:
+        world.apart |= {f'd{number}' for number in numbers}
+    elif world.written_apart and world.other_model:
+        world.model = world.other_model.copy()
+
+
+def _remember(world: World) -> None:
+    """Keep what is on the disks and in the pool, after a clean stop, for `unchanged`."""
+    world.remembered = _everything(world) if world.at_rest else None
+
+
+def _unchanged(world: World) -> None:
+    """Invariant 12: nothing was written since, so nothing has changed."""
+    world.checkers.made['start-twice'] += 1
+    if world.remembered not in (None, _everything(world)):
+        raise Violation('start-twice', 'a start without a write changed a disk or the pool')
+
+
+def _everything(world: World) -> object:
+    return world.files.digest(), [(name, disk.digest()) for name, disk in sorted(world.disks.items())]
+
+
+RESTING: dict[str, Callable[..., None]] = {
+    'away': _away,
+    'swap': _swap,
+    'save': _save,
+    'old': _old,
+    'foreign': _foreign,
+    'shrink': _shrink,
+    'corrupt': _corrupt,
+    'litter': _litter,
+    'lengthen': _lengthen,
+    'force': _force,
+    'save-pool': _save_pool,
+    'old-pool': _old_pool,
+    'meet': _meet,
+    'remember': _remember,
+    'unchanged': _unchanged,
+}
+
+
+def given_up(world: World) -> None:
+    """After a forced start: what the legs held that were left out was given up by the admin's word."""
+    disk = world.checkers.in_sync()[0]
+    states = world.volume.log.states
+    for block in range(world.model.blocks):
+        at = world.layout.data_offset + block * BLOCK
+        unwritten = states[block // CHUNK_BLOCKS] & UNWRITTEN
+        world.model.give_up(block, [0] if unwritten else tags(disk.visible.read(at, BLOCK)))
