@@ -91,8 +91,8 @@ class Started:
         volume = self.volume
         await self.rebuilder.freeze()
         async with volume.exclusive(0, len(volume.log) - 1):
-            if volume.keeper.session:
-                await volume.flush()  # refused if the volume is broken
+            if volume.keeper.session:  # what is broken refuses to be flushed
+                await volume.flush()
                 volume.log.update_chunks(volume.log.where(DIRTY, NEEDS_RESYNC), clear=DIRTY)
                 volume.keeper.record = volume.record.but(active=False)
                 await volume.keeper.commit()
