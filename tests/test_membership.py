@@ -395,6 +395,7 @@ def test_force_after_a_split_brain_keeps_the_newest_leg_and_leaves_the_rest_for_
     # Slot 0 is of the pool's own lineage and current: that one is what the pool vouches for.
     assert plan.members == (0,)
     assert plan.record.slots[1].state is FAULTY
+    assert 'remove it and add it with --force' in plan.stale[1]  # a re-add would be refused
     alone = assemble(ours, {1: theirs}, 99, force=True)
     assert alone.members == (1,)
     assert alone.record.events == 32

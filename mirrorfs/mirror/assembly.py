@@ -14,6 +14,8 @@ from mirrorfs.errors import Refused
 from mirrorfs.mirror.membership import Kinship, can_catch_up, kinship, new_generation
 from mirrorfs.model import LegState, Slot, VolumeRecord
 
+_OVERWRITE = 'to overwrite it, remove it and add it with --force'
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -82,7 +84,7 @@ def _plan(truth: VolumeRecord, pool: VolumeRecord, legs: Mapping[int, VolumeReco
                     stale[number] = f'is an old copy (events {leg.events}, the volume has {truth.events})'
         elif slot.state.is_stale and leg:
             if kinship(leg.lineage, truth.lineage) is Kinship.CONFLICT:
-                stale[number] = f'was changed apart ({_history(leg)}); add it with --force to overwrite it'
+                stale[number] = f'was changed apart ({_history(leg)}); {_OVERWRITE}'
             elif slot.state is LegState.MISSING and can_catch_up(truth, number, leg):
                 returning.append(number)
             else:
@@ -106,9 +108,14 @@ def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int, g
             record = record.with_slot(number, slot.but(state=LegState.IN_SYNC, full=False, mark=0))
         elif slot.state is not LegState.VACANT:
             record = _given_up(record, number)
-    left = 'was left behind by --force; re-add it to overwrite it'
-    stale = {number: left for number in legs if number != best}
+    stale = {number: _left_behind(record, leg) for number, leg in legs.items() if number != best}
     return Plan(record, (best,), (), (), stale, forced=True)
+
+
+def _left_behind(record: VolumeRecord, leg: VolumeRecord) -> str:
+    if kinship(leg.lineage, record.lineage) is Kinship.CONFLICT:
+        return f'was left behind by --force, with {_history(leg)} of its own; {_OVERWRITE}'
+    return 'was left behind by --force; re-add it to overwrite it'
 
 
 def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:
