@@ -19,6 +19,9 @@ from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import CHUNK, World
 
 FATES = ('none', 'all', 'd0', 'd1', 'pool', 'kill', 'tear:1', 'tear:2', 'tear:3')
+"""Those that are recovered."""
+JUDGED_FATES = (*FATES, 'd2', 'd3', *(f'tear:{number}' for number in range(4, 8)))
+"""Those that are judged."""
 
 TWICE = (Session((), (('remember',),)), Session((), (('unchanged',),)), Session((), (('unchanged',),)))
 
@@ -173,10 +176,10 @@ class Tally:
 class Explorer:
     """Cuts runs into crash states and checks each; everything follows from the seeds of the runs."""
 
-    judged: float = 0.3
+    judged: float = 1.0
     """Share of the steps at which a crash is judged, with every fate."""
-    cut: float = 0.12
-    """Share of the steps at which a run is cut: some of the states are recovered."""
+    cut: float = 0.08
+    """Share of the steps at which some of the states after a crash are recovered, too."""
     fates: int = 2
     """How many fates of what is volatile, with different outcomes, are tried at each."""
     nested: float = 0.08
@@ -202,7 +205,7 @@ class Explorer:
                 play(world, session)
                 self._count(world, session)
                 for frozen in world.frozen:
-                    self._judge(run, done, session, frozen, FATES)
+                    self._judge(run, done, session, frozen, JUDGED_FATES)
                     if frozen.step == at or self._rng.random() < self.cut / max(self.cut, self.judged):
                         self._states(run, done, session, frozen)
                 world = after(world, session, seed_of(run, number + 1))
