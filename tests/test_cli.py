@@ -6,6 +6,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -547,7 +548,14 @@ def test_output_into_a_closed_pipe_is_no_defect(pool: MountedPool) -> None:
 def test_events_follow_shows_what_happens_next(pool: MountedPool) -> None:
     volume = pool.volume('followed', 4 * MIB)
     command = [*CLI, 'events', pool.directory, '--follow']
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Who runs the tests in the background may have them ignore it, and what they start, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as follower:
         try:
             assert follower.stdout
             os.set_blocking(follower.stdout.fileno(), False)
