@@ -45,6 +45,17 @@ WINDOWS_IN_FLIGHT = 4
 MARK_INTERVAL = 2.0
 """Recovery flushes the target and moves its durable mark at least this often."""
 
+SPARE_DELAY = 30.0
+SPARE_DELAY_MAX = 86400.0
+BACKLOG_MAX = 16383
+"""Writes that a write-mostly leg may be behind; md's bound."""
+BACKLOG_BYTES_MAX = 64 << 20
+FAILFAST_TIMEOUT = 1.0
+MAX_READ_ERRORS = 20
+"""md's default."""
+SPEED_MIN, SPEED_MAX = 1000, 200_000
+"""Floor and ceiling of recovery and scrubs, KiB/s; md's defaults."""
+
 EVENTS_KEPT = 1000
 CONTROL_WRITE_MAX = 64 << 10
 CONTROL_READ_MAX = 64 << 10

@@ -5,10 +5,10 @@ between records are in `mirrorfs.mirror.membership`.
 """
 
 import enum
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 from mirrorfs import limits
 
@@ -28,10 +28,15 @@ class LegState(enum.IntEnum):
     """Was not there when something was written; stale, and welcome back."""
     REMOVED = 5
     """Taken out by the admin; stale, its number kept so that it can be re-added."""
+    STANDBY = 6
+    """A hot spare: formatted, idle and empty until it takes the place of a leg that is gone."""
+    SPLIT = 7
+    """Split off by the admin as a point in time; stale, and locked so that it stays as it is."""
 
     @property
     def word(self) -> str:
-        return self.name.lower()
+        """md's word, which is the same for spares that wait and spares that are being recovered."""
+        return 'spare' if self is LegState.STANDBY else self.name.lower()
 
     @property
     def is_member(self) -> bool:
@@ -41,10 +46,32 @@ class LegState(enum.IntEnum):
     @property
     def is_stale(self) -> bool:
         """A leg whose copy is out of date, but which may come back."""
-        return self in (LegState.FAULTY, LegState.MISSING, LegState.REMOVED)
+        return self in (LegState.FAULTY, LegState.MISSING, LegState.REMOVED, LegState.SPLIT)
 
 
-NO_UUID = uuid.UUID(int=0)
+class WriterPolicy(enum.IntEnum):
+    """What happens to writes while fewer legs are in sync than `VolumeRecord.quorum`."""
+
+    ERROR = 0
+    """They fail with EIO."""
+    READONLY = 1
+    """They fail with EROFS."""
+    WAIT = 2
+    """They wait until there are enough legs again."""
+
+
+class ReturnPolicy(enum.IntEnum):
+    """What happens by itself when a leg that was missing is there again."""
+
+    PARTIAL = 0
+    """It is taken back if its whole absence was tracked: only what changed is copied."""
+    FULL = 1
+    """It is taken back, too, where all of it has to be copied."""
+    NONE = 2
+    """Nothing: the admin re-adds it."""
+
+
+NO_UUID = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +86,16 @@ class Slot:
     """
 
     state: LegState = LegState.VACANT
-    leg: uuid.UUID = NO_UUID
+    leg: UUID = NO_UUID
     tracked_since: int = 0
     mark: int = 0
     full: bool = False
     path: str = ''
+    write_mostly: bool = False
+    failfast: bool = False
+    want_replacement: bool = False
+    behind: bool = False
+    replaces: int = -1
 
     def but(self, **changes: Any) -> 'Slot':
         return replace(self, **changes)
@@ -76,7 +108,7 @@ class Generation:
     `time_us` is microseconds since 1970 UTC; `events` the volume's events when the generation began.
     """
 
-    uuid: uuid.UUID
+    uuid: UUID
     time_us: int
     events: int
 
@@ -85,7 +117,7 @@ class Generation:
 class VolumeRecord:
     """A volume as its superblocks and its pool durably describe it.  Sizes are in bytes."""
 
-    uuid: uuid.UUID
+    uuid: UUID
     name: str
     size: int
     chunk_size: int
@@ -101,6 +133,24 @@ class VolumeRecord:
     created_us: int = 0
     updated_us: int = 0
     time_base_ms: int = int(limits.TIME_BASE * 1000)
+    log_id: UUID = NO_UUID
+    """Identifies the log in a file outside the legs; NO_UUID: the log is on the legs, or there is none."""
+    log_path: str = ''
+    """Where that file is; pool only."""
+    backlog: int = 0
+    """Writes that write-mostly legs may be behind; 0: none."""
+    quorum: int = 1
+    """Least number of legs in sync for which writes are accepted."""
+    quorum_policy: WriterPolicy = WriterPolicy.ERROR
+    return_policy: ReturnPolicy = ReturnPolicy.PARTIAL
+    spare_delay_ms: int = int(limits.SPARE_DELAY * 1000)
+    """How long a leg must be gone before a spare takes its place."""
+    max_read_errors: int = limits.MAX_READ_ERRORS
+    """Mended read errors an hour beyond which a leg is failed."""
+    speed_min: int = 0
+    """Floor of recovery and scrubs, in KiB/s; 0: `limits.SPEED_MIN`."""
+    speed_max: int = 0
+    """Their ceiling; 0: `limits.SPEED_MAX`."""
     mode: int = 0o600
     """Permission bits of the image in the mount; pool only, like `uid` and `gid`."""
     uid: int = field(default=-1)
@@ -122,6 +172,11 @@ class VolumeRecord:
     def where(self, *states: LegState) -> Iterator[int]:
         """Yield the numbers of the slots in one of `states`, ascending."""
         return (number for number, slot in enumerate(self.slots) if slot.state in states)
+
+    def slot_of(self, leg: UUID) -> int | None:
+        """Return the number of the slot that a leg is in, if it is in any."""
+        taken = (n for n, slot in enumerate(self.slots) if slot.leg == leg)
+        return next((n for n in taken if self.slots[n].state is not LegState.VACANT), None)
 
     @property
     def degraded(self) -> int:

@@ -30,7 +30,15 @@ from mirrorfs.files import Files, OsFiles
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.leg.opening import lock_holder
 from mirrorfs.mirror.formatting import read_super
-from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
+from mirrorfs.model import (
+    NO_UUID,
+    Generation,
+    LegState,
+    ReturnPolicy,
+    Slot,
+    VolumeRecord,
+    WriterPolicy,
+)
 from mirrorfs.volume.admin import Admin
 from mirrorfs.volume.creation import Request, check_name, create
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
@@ -40,6 +48,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _MARK = 'mirrorfs.json'
 _NUMBERS = ['size', 'chunk_size', 'raid_disks', 'events', 'created_us', 'time_base_ms', 'mode', 'uid', 'gid']
+_SETTINGS = ['backlog', 'quorum', 'spare_delay_ms', 'max_read_errors', 'speed_min', 'speed_max']
+_FLAGS = ['full', 'write_mostly', 'failfast', 'want_replacement', 'behind']
 
 
 # Definitions
@@ -52,24 +62,21 @@ def encode(record: VolumeRecord) -> str:
             'format': FORMAT,
             'uuid': str(record.uuid),
             'name': record.name,
-            'size': record.size,
-            'chunk_size': record.chunk_size,
-            'raid_disks': record.raid_disks,
-            'events': record.events,
+            **{number: getattr(record, number) for number in (*_NUMBERS, *_SETTINGS)},
             'logged': record.logged,
-            'created_us': record.created_us,
-            'time_base_ms': record.time_base_ms,
-            'mode': record.mode,
-            'uid': record.uid,
-            'gid': record.gid,
+            'log_id': str(record.log_id),
+            'log_path': record.log_path,
+            'quorum_policy': record.quorum_policy.name.lower(),
+            'return_policy': record.return_policy.name.lower(),
             'lineage': [[str(step.uuid), step.time_us, step.events] for step in record.lineage],
             'slots': {
                 str(number): {
-                    'state': slot.state.word,
+                    'state': slot.state.name.lower(),
                     'leg': str(slot.leg),
                     'path': slot.path,
                     'tracked_since': slot.tracked_since,
-                    'full': slot.full,
+                    'replaces': slot.replaces,
+                    **{flag: getattr(slot, flag) for flag in _FLAGS},
                 }
                 for number, slot in enumerate(record.slots)
                 if slot.state is not LegState.VACANT
@@ -92,17 +99,23 @@ def decode(text: str) -> VolumeRecord:
                 leg=uuid.UUID(slot['leg']),
                 path=str(slot['path']),
                 tracked_since=int(slot['tracked_since']),
-                full=bool(slot['full']),
+                replaces=int(slot.get('replaces', -1)),
+                **{flag: bool(slot.get(flag)) for flag in _FLAGS},
             )
         check_name(raw['name'])
         lineage = tuple(Generation(uuid.UUID(step), int(time), int(at)) for step, time, at in raw['lineage'])
         numbers: dict[str, Any] = {key: int(raw[key]) for key in _NUMBERS}
+        numbers |= {key: int(raw[key]) for key in _SETTINGS if key in raw}
         record = VolumeRecord(
             uuid=uuid.UUID(raw['uuid']),
             name=raw['name'],
             slots=tuple(slots),
             lineage=lineage,
             logged=bool(raw['logged']),
+            log_id=uuid.UUID(raw.get('log_id', str(NO_UUID))),
+            log_path=str(raw.get('log_path', '')),
+            quorum_policy=WriterPolicy[raw.get('quorum_policy', 'error').upper()],
+            return_policy=ReturnPolicy[raw.get('return_policy', 'partial').upper()],
             **numbers,
         )
     except BadMetadata:

@@ -437,9 +437,9 @@ BLIND: list[Plant] = [
     # The format
     Plant(
         name='full_stored_only_with_a_mark',
-        target='mirrorfs.metadata.wibm:encode_super',
-        old='SLOT_FULL if slot.full else 0',
-        new='SLOT_FULL if slot.full and slot.mark else 0',
+        target='mirrorfs.metadata.wibm:_slot_flags',
+        old='SLOT_FULL * slot.full',
+        new='SLOT_FULL * bool(slot.full and slot.mark)',
         checker='never-stale',
         also=('equal', 'promise', 'log-covers', 'stable-reads', 'window', 'start-twice'),
         why='A restart during a full recovery before its first mark: the spare needs just what is MODIFIED, '

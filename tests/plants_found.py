@@ -89,6 +89,24 @@ def sessions(*some: Session, **options: object) -> Run:
     return Run(0, some).but(**options)
 
 
+LAST_LEG_FAILS = Hunt(
+    faulty(
+        once(
+            *WRITTEN,
+            ('fail', 1),
+            w(0),
+            w(B),
+            both(('readd', 1), w(0), w(1)),
+            both(w(0), w(B)),
+            ('quiet',),
+            ('check',),
+        ),
+        'd0',
+        'write',
+        range(8, 40),
+    )
+)
+"""Writes fail on the one leg in sync while another is being recovered."""
 EXPELLED = Hunt(
     paced(
         once(
@@ -129,23 +147,7 @@ FOUND: dict[str, Hunt] = {
         ),
         schedules=60,
     ),
-    'spare_forgotten_after_a_failed_write': Hunt(
-        faulty(
-            once(
-                *WRITTEN,
-                ('fail', 1),
-                w(0),
-                w(B),
-                both(('readd', 1), w(0), w(1)),
-                both(w(0), w(B)),
-                ('quiet',),
-                ('check',),
-            ),
-            'd0',
-            'write',
-            range(8, 40),
-        )
-    ),
+    'spare_forgotten_after_a_failed_write': LAST_LEG_FAILS,
     'reader_does_not_look_again': Hunt(
         faulty(
             once(*WRITTEN, both(w(0), ('read', 0, 1)), ('read', 0, 1), sharing=True),
@@ -361,22 +363,7 @@ FOUND: dict[str, Hunt] = {
     'look_ahead_forgets_never_written': sequence(
         once(w(0, B), w(B, B), ('read', 2 * B, B), used=True, chunks=4)
     ),
-    'any_success_excuses_an_expulsion': Hunt(
-        faulty(
-            once(
-                *WRITTEN,
-                ('fail', 1),
-                w(0),
-                w(B),
-                both(('readd', 1), w(0), w(1)),
-                both(w(0), w(B)),
-                ('quiet',),
-            ),
-            'd0',
-            'write',
-            range(8, 40),
-        )
-    ),
+    'any_success_excuses_an_expulsion': LAST_LEG_FAILS,
     'spare_copied_from': sequence(
         once(*WRITTEN, ('fail', 0), w(0, B), w(B, B), ('readd', 0), ('quiet',)), cut=1.0
     ),

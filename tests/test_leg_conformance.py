@@ -112,6 +112,21 @@ async def test_durable_writes_and_flushes_return_and_change_nothing_else(leg: Le
     assert bytes(await leg.read(0, 8192)) == noise(4096) + noise(4096, 1)
 
 
+async def test_the_medium_holds_what_was_written_at_any_offset_and_length(leg: Leg) -> None:
+    data = random.Random(1).randbytes(20_000)
+    await leg.write(5_000, data)
+    assert bytes(await leg.read_medium(5_000, len(data))) == data
+    assert bytes(await leg.read_medium(7_001, 3)) == data[2_001:2_004]
+    assert bytes(await leg.read_medium(SIZE - 4096, 4096)) == bytes(4096)
+    with pytest.raises(OSError, match=r'ends at byte|Input/output|Invalid'):
+        await leg.read_medium(SIZE - 4096, 8192)
+
+
+async def test_a_leg_that_stays_as_it_was_has_not_departed_and_a_short_one_has(leg: Leg) -> None:
+    assert await leg.departed(SIZE) == ''
+    assert 'cut' in await leg.departed(SIZE + 1)
+
+
 async def test_reading_past_the_end_is_an_i_o_error(leg: Leg) -> None:
     for offset, length in ((SIZE - 100, 200), (SIZE, 1), (SIZE + 4096, 4096)):
         with pytest.raises(OSError, match=r'ends at byte') as error:
@@ -635,6 +650,46 @@ async def test_zeros_noise_and_emptiness_are_blank(tmp_path: Path) -> None:
         leg, _ = await opener.open(str(path))
         await opener.require_blank(leg)
         assert path.read_bytes() == content
+        leg.close()
+
+
+@pytest.mark.loop
+async def test_the_medium_is_read_past_a_page_that_is_cached(device: str) -> None:
+    """Somebody corrupts the file beneath a loop device whose page is cached: `read` cannot see it."""
+    leg, _ = open_leg(device)
+    try:
+        await leg.write(8192, b'good' * 1024)
+        await leg.flush()
+        assert bytes(await leg.read(8192, 4)) == b'good'
+        backing = Path(f'/sys/block/{Path(device).name}/loop/backing_file').read_text().strip()
+        with open(backing, 'r+b') as file:
+            file.seek(8192)
+            file.write(b'evil')
+        assert bytes(await leg.read(8192, 4)) == b'good'
+        assert bytes(await leg.read_medium(8192, 4)) == b'evil'
+    finally:
+        leg.close()
+
+
+@pytest.mark.parametrize(
+    ('change', 'why'),
+    [
+        (lambda path: path.unlink(), 'was removed'),
+        (lambda path: os.truncate(path, 4096), 'was cut'),
+        (lambda path: path.rename(f'{path}.x'), 'no longer at its path'),
+        (lambda path: (path.rename(f'{path}.x'), path.touch()), 'something else'),
+    ],
+    ids=['removed', 'truncated', 'renamed', 'replaced'],
+)
+async def test_a_file_that_is_not_what_was_opened_has_departed(
+    change: Callable[[Path], object], why: str, tmp_path: Path
+) -> None:
+    path = tmp_path / 'leg'
+    leg, _ = open_leg(str(path), create_size=SIZE)
+    try:
+        change(path)
+        assert why in await leg.departed(SIZE)
+    finally:
         leg.close()
 
 

@@ -72,6 +72,13 @@ FIELDS = [
     ('generations', 144, '<I', 2),
     ('sections', 148, '<H', 2),
     ('name length', 150, '<H', 7),
+    ('log in a file', 160, '16s', bytes(16)),
+    ('backlog', 176, '<I', 0),
+    ('spare delay', 180, '<I', 30000),
+    ('read errors', 184, '<I', 20),
+    ('speeds', 188, '<Q', 0),
+    ('quorum', 196, '<H', 0),
+    ('policies', 198, '<H', 0),
 ]
 
 
@@ -94,7 +101,7 @@ def test_superblock_fields_are_where_the_format_says() -> None:
 
 def test_the_worked_superblock_never_changes() -> None:
     digest = hashlib.sha256(wibm.encode_super(example())).hexdigest()
-    assert digest == '57d19f97769b762ec2c8b9bc08c053224d93e74d6bde7a5404bd860d80bc76be'
+    assert digest == 'ba415c7ee9ed7dc771e817ea48d784d3a0ffc051ea6404095dffa2bf3886b567'
 
 
 def test_log_page_fields_are_where_the_format_says() -> None:
@@ -308,7 +315,13 @@ def resealed(page: bytes, offset: int, form: str, value: int) -> bytes:
         (104, '<I', (1 << 20) + 1, 'chunk size'),
         (104, '<I', 1 << 27, 'chunk size'),
         (108, '<I', 9, 'time base'),
-        (512 + 16, '<B', 6, 'unknown state 6'),
+        (512 + 16, '<B', 8, 'unknown state 8'),
+        (512 + 18, '<B', 17, 'replaces one'),
+        (176, '<I', 16384, 'backlog'),
+        (180, '<I', 86400001, 'spare delay'),
+        (196, '<H', 8, 'quorum'),
+        (198, '<B', 3, 'policy'),
+        (199, '<B', 3, 'policy'),
         (512 + 32, '<Q', 10241, 'mark beyond'),
         (1568 + 8, '<Q', 0x3000, 'overlaps'),
         (1568 + 8, '<Q', 0x4001, 'malformed'),

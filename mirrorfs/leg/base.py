@@ -35,6 +35,10 @@ class Leg(Protocol):
         """Return exactly `length` bytes.  EIO where the leg ends early."""
         ...
 
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        """As `read`, but from the medium, past any cache; what is cached and dirty is written first."""
+        ...
+
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
         """Write all of `data`.  With `durable`, these bytes (only) are on stable storage on return."""
         ...
@@ -74,6 +78,13 @@ class Leg(Protocol):
         """Make the leg at least `size` bytes long; return whether what was added reads as zeros.
 
         ENOSPC where that cannot be.
+        """
+        ...
+
+    async def departed(self, needed: int) -> str:
+        """Return why the leg is no longer what was opened, or nothing if it still is.
+
+        For example that it was removed, replaced by something else at its path, or cut below `needed` bytes.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import stat
 import threading
@@ -75,6 +76,30 @@ class FileLeg:
                 raise LegError(errno.EIO, f'{self.path} ends at byte {offset + len(whole)}')
             whole += data
         return whole
+
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        return await self._workers.run(self._read_medium, offset, length)
+
+    def _read_medium(self, offset: int, length: int) -> Buffer:
+        """Read with O_DIRECT, for which the kernel writes dirty pages first; else without the cache."""
+        start = offset // limits.PAGE * limits.PAGE
+        end = -(-(offset + length) // limits.PAGE) * limits.PAGE
+        with mmap.mmap(-1, end - start) as aligned:  # O_DIRECT wants memory at a page's start
+            try:
+                fd = os.open(f'/proc/self/fd/{self.fd}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                os.fdatasync(self._durable_fd)
+                os.posix_fadvise(self.fd, start, end - start, os.POSIX_FADV_DONTNEED)
+                return self._read(offset, length)
+            try:
+                got = os.preadv(fd, [aligned], start)
+            finally:
+                os.close(fd)
+            if start + got < offset + length:
+                raise LegError(errno.EIO, f'{self.path} ends at byte {start + got}')
+            return aligned[offset - start : offset - start + length]
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
         if durable:
@@ -170,6 +195,24 @@ class FileLeg:
                 raise LegError(errno.ENOSPC, f'{self.path} has {self.size} bytes, {size} are needed')
             os.ftruncate(self.fd, size)
         return not self.is_device
+
+    async def departed(self, needed: int) -> str:
+        return await self._workers.run(self._departed, needed)
+
+    def _departed(self, needed: int) -> str:
+        info = os.fstat(self.fd)
+        if not self.is_device and not info.st_nlink:
+            return 'was removed'
+        if self.size < needed:
+            return f'was cut to {self.size} bytes, {needed} are needed'
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return 'is no longer at its path'
+        same = (
+            there.st_rdev == info.st_rdev if self.is_device else self.identity == (there.st_dev, there.st_ino)
+        )
+        return '' if same else 'has something else at its path'
 
     def nowait(self) -> int:
         """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata
 from mirrorfs.intent import states
-from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
+from mirrorfs.model import Generation, LegState, ReturnPolicy, Slot, VolumeRecord, WriterPolicy
 
 States = npt.NDArray[np.uint8]
 
@@ -43,10 +43,16 @@ READ_ONLY_COMPATIBLE_KNOWN = 0
 FLAG_ACTIVE = 1
 FLAG_LOGGED = 2
 SLOT_FULL = 1
+SLOT_WRITE_MOSTLY = 2
+SLOT_FAILFAST = 4
+SLOT_WANT_REPLACEMENT = 8
+SLOT_BEHIND = 16
 
 _HEADER = struct.Struct('<8sII QQQ 16s16s HHI QQQ IIQQ QQ IHH'.replace(' ', ''))
+_SETTINGS = struct.Struct('<16s IIIII HBB'.replace(' ', ''))
+_SETTINGS_OFFSET = 160
 _NAME_OFFSET = 256
-_SLOT = struct.Struct('<16sBB6xQQ24x')
+_SLOT = struct.Struct('<16sBBB5xQQ24x')
 _SLOTS_OFFSET = 512
 _SECTION = struct.Struct('<IIQQ8x')
 _SECTIONS_OFFSET = 1536
@@ -155,10 +161,16 @@ def encode_super(sup: LegSuper) -> bytes:
         len(record.lineage), len(sup.layout.sections), len(name),
     )  # fmt: skip
     page[_NAME_OFFSET : _NAME_OFFSET + len(name)] = name
+    _SETTINGS.pack_into(
+        page, _SETTINGS_OFFSET, record.log_id.bytes,
+        record.backlog, record.spare_delay_ms, record.max_read_errors, record.speed_min, record.speed_max,
+        record.quorum - 1, record.quorum_policy, record.return_policy,
+    )  # fmt: skip
     for number, slot in enumerate(record.slots):
         at = _SLOTS_OFFSET + number * _SLOT.size
-        full = SLOT_FULL if slot.full else 0
-        _SLOT.pack_into(page, at, slot.leg.bytes, slot.state, full, slot.tracked_since, slot.mark)
+        state, said = slot.state, _slot_flags(slot)
+        replaces = slot.replaces + 1
+        _SLOT.pack_into(page, at, slot.leg.bytes, state, said, replaces, slot.tracked_since, slot.mark)
     for number, section in enumerate(sup.layout.sections):
         at = _SECTIONS_OFFSET + number * _SECTION.size
         _SECTION.pack_into(page, at, section.kind, section.copies, section.offset, section.length)
@@ -167,6 +179,16 @@ def encode_super(sup: LegSuper) -> bytes:
         _GENERATION.pack_into(page, at, step.uuid.bytes, step.time_us, step.events)
     _CRC.pack_into(page, _CRC_OFFSET, google_crc32c.value(bytes(page[:_CRC_OFFSET])))
     return bytes(page)
+
+
+def _slot_flags(slot: Slot) -> int:
+    return (
+        SLOT_FULL * slot.full
+        | SLOT_WRITE_MOSTLY * slot.write_mostly
+        | SLOT_FAILFAST * slot.failfast
+        | SLOT_WANT_REPLACEMENT * slot.want_replacement
+        | SLOT_BEHIND * slot.behind
+    )
 
 
 def has_magic(page: bytes) -> bool:
@@ -210,6 +232,7 @@ def decode_super(page: bytes) -> LegSuper:
         created_us=created_us,
         updated_us=updated_us,
         time_base_ms=time_base_ms,
+        **_decode_settings(page),
     )
     layout = _decode_layout(page, sections, data_offset)
     _need(record.chunks <= layout.chunks_max, 'the log is too short for the volume')
@@ -246,16 +269,51 @@ def _decode_name(page: bytes, length: int) -> str:
 _NO_SLOT = bytes(_SLOT.size)
 _VACANT = Slot()
 _LEG_STATES = frozenset(LegState)
+_WRITER_POLICIES = frozenset(WriterPolicy)
+_RETURN_POLICIES = frozenset(ReturnPolicy)
 
 
 def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
     start = _SLOTS_OFFSET + number * _SLOT.size
     if page.startswith(_NO_SLOT, start):  # as most are
         return _VACANT
-    leg, state, flags, tracked_since, mark = _SLOT.unpack_from(page, start)
+    leg, state, flags, replaces, tracked_since, mark = _SLOT.unpack_from(page, start)
     _need(state in _LEG_STATES, f'slot {number} has unknown state {state}')
     _need(mark <= chunks, f'slot {number} has a mark beyond the volume')
-    return Slot(LegState(state), uuid.UUID(bytes=leg), tracked_since, mark, bool(flags & SLOT_FULL))
+    _need(replaces <= limits.SLOTS, f'slot {number} replaces one that cannot be')
+    return Slot(
+        LegState(state),
+        uuid.UUID(bytes=leg),
+        tracked_since,
+        mark,
+        full=bool(flags & SLOT_FULL),
+        write_mostly=bool(flags & SLOT_WRITE_MOSTLY),
+        failfast=bool(flags & SLOT_FAILFAST),
+        want_replacement=bool(flags & SLOT_WANT_REPLACEMENT),
+        behind=bool(flags & SLOT_BEHIND),
+        replaces=replaces - 1,
+    )
+
+
+def _decode_settings(page: bytes) -> dict[str, Any]:
+    log_id, backlog, delay, errors, low, high, quorum, policy, back = _SETTINGS.unpack_from(
+        page, _SETTINGS_OFFSET
+    )
+    _need(backlog <= limits.BACKLOG_MAX, 'bad backlog')
+    _need(delay <= limits.SPARE_DELAY_MAX * 1000, 'bad spare delay')
+    _need(quorum < limits.LEGS_MAX, 'bad quorum')
+    _need(policy in _WRITER_POLICIES and back in _RETURN_POLICIES, 'bad policy')
+    return {
+        'log_id': uuid.UUID(bytes=log_id),
+        'backlog': backlog,
+        'spare_delay_ms': delay,
+        'max_read_errors': errors,
+        'speed_min': low,
+        'speed_max': high,
+        'quorum': quorum + 1,
+        'quorum_policy': WriterPolicy(policy),
+        'return_policy': ReturnPolicy(back),
+    }
 
 
 def _decode_generation(page: bytes, number: int) -> Generation:

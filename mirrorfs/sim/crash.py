@@ -138,7 +138,7 @@ class Frozen:
         kept = {name: keep_all if word in ('all', name) else keep_none for name in self.disks}
         return dict(kept), word in ('all', 'pool'), None
 
-    def left(self, keep: str) -> 'Left':
+    def left(self, keep: str) -> Left:
         """Return what is on the media after a crash, which is all that a start can see."""
         if keep == 'kill':
             media, files = [disk.visible for disk in self.disks.values()], self.files.visible

@@ -144,6 +144,8 @@ class CrashDisk:
     """Grows with every change of the other fields."""
     erasable: bool = True
     """Whether it can forget its content quickly; else that stays, and is seen."""
+    departed: str = ''
+    """Why it is no longer what was opened, if it is not."""
 
     def __post_init__(self) -> None:
         self.durable = Medium(self.size)
@@ -191,6 +193,12 @@ class CrashDisk:
         self.visible = self.durable.copy()
         for write in self.pending:
             self.visible.write(write.offset, write.data)
+
+    def read_medium(self, offset: int, length: int) -> bytes:
+        """Return what is on the medium, after what waits to be written to that place."""
+        for write in [w for w in self.pending if w.offset < offset + length and offset < w.end]:
+            self.settle(write)
+        return self.durable.read(offset, length)
 
     def flush(self, last: int) -> None:
         """Writes up to number `last`, the newest when the flush began, are durable."""
@@ -291,6 +299,12 @@ class CrashLeg:
             raise LegError(errno.EIO, f'{self.path} ends at byte {self.size}')
         return self.disk.visible.read(offset, length)
 
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        await self._step(Call(self.disk.name, 'read', offset, length))
+        if offset + length > self.size:
+            raise LegError(errno.EIO, f'{self.path} ends at byte {self.size}')
+        return self.disk.read_medium(offset, length)
+
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
         call = Call(self.disk.name, 'write', offset, len(data), durable, bytes(data) == bytes(len(data)))
         span = (offset, offset + len(data))
@@ -338,6 +352,11 @@ class CrashLeg:
 
     async def allocate(self, offset: int, length: int) -> None:
         pass
+
+    async def departed(self, needed: int) -> str:
+        if self.disk.departed:
+            return self.disk.departed
+        return f'was cut to {self.size} bytes' if self.size < needed else ''
 
     async def extents(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
         await self._step(Call(self.disk.name, 'extents', offset, length))

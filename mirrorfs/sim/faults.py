@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 Key = tuple[str, str, int]
 
-WHATS = ('error', 'short', 'slow', 'hang', 'gone')
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:

@@ -7,7 +7,6 @@ reads, which is how a failing case is kept.
 
 import ast
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from mirrorfs.metadata.wibm import PAGE_HEADER
@@ -264,8 +263,18 @@ ENOSPC = 28
 _CODES = (5, 5, 5, ENOSPC)
 LANE_SHARE = 0.2
 USED_SHARE = 0.25
-_RESTING = {'away': 8, 'swap': 3, 'save': 4, 'old': 3, 'foreign': 1, 'shrink': 1, 'corrupt': 4, 'force': 1}
-_RESTING |= {'litter': 2, 'lengthen': 1}
+_RESTING = {
+    'away': 8,
+    'swap': 3,
+    'save': 4,
+    'old': 3,
+    'foreign': 1,
+    'shrink': 1,
+    'corrupt': 4,
+    'force': 1,
+    'litter': 2,
+    'lengthen': 1,
+}
 _RUNNING = {
     'write': 20,
     'write-sync': 4,
@@ -287,5 +296,3 @@ _RUNNING = {
     'vanish': 1,
     'appear': 2,
 }
-
-Decide = Callable[[int], bool]

@@ -49,7 +49,7 @@ def _away(world: World, *numbers: int) -> None:
 def _swap(world: World, one: int, other: int) -> None:
     """Two disks change places: each is found at the other's path."""
     first, second = f'd{one}', f'd{other}'
-    for marks in (world.tainted, world.foreign, world.apart, world.unreadable):
+    for marks in (world.tainted, world.foreign, world.apart, world.unreadable, world.rotten):
         found = {first, second} & marks
         if len(found) == 1:
             marks.symmetric_difference_update({first, second})
