@@ -33,6 +33,10 @@ START_FLUSH_PATIENCE = 60.0
 """What a leg may take at a start, beyond the leg timeout, to write back what a killed daemon left."""
 QUARANTINE_PATIENCE = 5.0
 """How long a re-add waits for calls of before the failure to return."""
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks at whether legs are still there, or are there again, and spares wanted."""
+PROBES = 4
+"""Paths of legs that are away, looked at at once."""
 LEG_CALLS = 8
 """Calls in flight on one leg."""
 

@@ -96,9 +96,14 @@ class Slot:
     want_replacement: bool = False
     behind: bool = False
     replaces: int = -1
+    place: int = -1
 
     def but(self, **changes: Any) -> 'Slot':
         return replace(self, **changes)
+
+    def vacated(self) -> 'Slot':
+        """Return the slot without a leg; its place stays, since every slot has another one."""
+        return Slot(place=self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +182,15 @@ class VolumeRecord:
         """Return the number of the slot that a leg is in, if it is in any."""
         taken = (n for n, slot in enumerate(self.slots) if slot.leg == leg)
         return next((n for n in taken if self.slots[n].state is not LegState.VACANT), None)
+
+    def place(self, number: int) -> int:
+        """Return the number that people know the leg of a slot by."""
+        place = self.slots[number].place
+        return number if place < 0 else place
+
+    def at_place(self, place: int) -> int | None:
+        """Return the number of the slot that people know by `place`."""
+        return next((n for n in range(len(self.slots)) if self.place(n) == place), None)
 
     @property
     def degraded(self) -> int:

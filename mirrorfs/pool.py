@@ -42,6 +42,8 @@ from mirrorfs.model import (
 from mirrorfs.volume.admin import Admin
 from mirrorfs.volume.creation import Request, check_name, create
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
+from mirrorfs.volume.spares import SpareWatch
+from mirrorfs.volume.watching import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +78,11 @@ def encode(record: VolumeRecord) -> str:
                     'path': slot.path,
                     'tracked_since': slot.tracked_since,
                     'replaces': slot.replaces,
+                    'place': slot.place,
                     **{flag: getattr(slot, flag) for flag in _FLAGS},
                 }
                 for number, slot in enumerate(record.slots)
-                if slot.state is not LegState.VACANT
+                if slot != Slot()
             },
         },
         indent=1,
@@ -100,6 +103,7 @@ def decode(text: str) -> VolumeRecord:
                 path=str(slot['path']),
                 tracked_since=int(slot['tracked_since']),
                 replaces=int(slot.get('replaces', -1)),
+                place=int(slot.get('place', -1)),
                 **{flag: bool(slot.get(flag)) for flag in _FLAGS},
             )
         check_name(raw['name'])
@@ -247,6 +251,7 @@ class Entry:
     opened: int = 0
     """Open handles of the image."""
     _scope: trio.CancelScope | None = None
+    _tending: trio.CancelScope | None = None
     _ended: trio.Event | None = None
 
     @property
@@ -324,7 +329,7 @@ class Pool:
             await self._refuse(entry, str(error), [leg.leg for leg in found.values()])
             return
         for slot, leg in found.items():
-            if slot not in started.volume.keeper.members:
+            if slot not in started.volume.keeper.members and slot not in started.standby:
                 leg.leg.close()
         entry.admin = Admin(started, self._opener)
         entry.refusal = ''
@@ -335,6 +340,23 @@ class Pool:
             await self._refuse(entry, str(error), [])
             return
         await self._welcome_back(entry)
+        self._nursery.start_soon(self._tend, entry)
+
+    async def _tend(self, entry: Entry) -> None:
+        """Look after a volume's legs while it runs; a defect in that costs no more than that."""
+        assert entry.started and entry.admin
+        volume, admin, interval = entry.started.volume, entry.admin, self.settings.look_interval
+        if not interval:
+            return
+        entry._tending = trio.CancelScope()
+        try:
+            with entry._tending:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(Watcher(volume, admin, self._opener, interval).run)
+                    nursery.start_soon(SpareWatch(volume, admin, interval).run)
+        except Exception as error:
+            log.critical('legs of %s are no longer watched', entry.name, exc_info=True)
+            self.events.emit('Critical', entry.name, '', f'unexpected error: legs are not watched: {error!r}')
 
     async def _refuse(self, entry: Entry, why: str, legs: Sequence[Leg]) -> None:
         log.error('%s', why)
@@ -342,6 +364,8 @@ class Pool:
         if entry.started:
             entry.record_at_rest = entry.started.volume.record
             await entry.started.close()
+            if entry.admin:
+                entry.admin.close()
             entry.started = entry.admin = None
         for leg in legs:
             leg.close()
@@ -378,19 +402,28 @@ class Pool:
         """Say what is wrong with the legs at hand; re-add those that were merely away."""
         assert entry.started and entry.admin
         plan, volume = entry.started.plan, entry.started.volume
+        record = volume.record
         volume.warn_of_shared_filesystem()
+
+        def emit(word: str, slot: int, text: str) -> None:
+            self.events.emit(word, entry.name, record.slots[slot].path, f'slot {record.place(slot)} {text}')
+
         for slot, reason in plan.stale.items():
-            self.events.emit('StaleLeg', entry.name, volume.record.slots[slot].path, f'slot {slot} {reason}')
+            emit('StaleLeg', slot, reason)
         for slot in volume.keeper.absent:
-            path = volume.record.slots[slot].path
-            self.events.emit('LegAbsent', entry.name, path, f'slot {slot} is not there')
-        if volume.record.degraded or volume.keeper.absent:
+            emit('LegAbsent', slot, 'is not there')
+        for slot in set(record.where(LegState.STANDBY)) - set(entry.started.standby):
+            emit('SparesMissing', slot, 'is not there')
+        if record.degraded or volume.keeper.absent:
             self.events.emit('DegradedArray', entry.name)
         for slot in plan.returning:
+            if record.return_policy is ReturnPolicy.NONE:
+                emit('StaleLeg', slot, 'is there again; re-add it')
+                continue
             try:
-                await entry.admin.re_add(str(slot))
+                await entry.admin.welcome_back(slot, partial=True)
             except (Refused, OSError) as error:
-                self.events.emit('StaleLeg', entry.name, volume.record.slots[slot].path, str(error))
+                emit('StaleLeg', slot, str(error))
 
     async def _find_legs(self, record: VolumeRecord) -> tuple[VolumeRecord, dict[int, Found]]:
         """Open the legs that the record names; match them to slots by the UUID that each bears."""
@@ -414,7 +447,7 @@ class Pool:
                 complaint = str(error)
             if leg:
                 leg.close()
-            self.events.emit('LegAbsent', record.name, path, f'slot {number}: {complaint}')
+            self.events.emit('LegAbsent', record.name, path, f'slot {record.place(number)}: {complaint}')
 
         async with trio.open_nursery() as nursery:
             for number, slot in enumerate(record.slots):
@@ -438,6 +471,8 @@ class Pool:
         if entry.started is None or entry._scope is None or entry._ended is None:
             return True
         clean = True
+        if entry._tending:
+            entry._tending.cancel()
         try:
             with trio.fail_after(limits.STOP_PATIENCE + self.settings.leg_timeout):
                 await entry.started.stop()
@@ -449,6 +484,8 @@ class Pool:
         await entry._ended.wait()
         entry.record_at_rest = entry.started.volume.record
         await entry.started.close()
+        if entry.admin:
+            entry.admin.close()
         entry.started = entry.admin = None
         return clean
 

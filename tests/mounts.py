@@ -297,7 +297,7 @@ class Volume:
 
         def at_rest() -> dict[str, Any] | None:
             status = self.status()
-            spare = any(leg['state'] == 'spare' for leg in status['legs'])
+            spare = any(leg['recovery_start'] is not None for leg in status['legs'])
             return None if spare or status['sync'] or status['chunks']['needs_resync'] else status
 
         found: dict[str, Any] = wait_for(at_rest, f'{self.name} at rest', seconds)

@@ -226,7 +226,7 @@ BLIND: list[Plant] = [
         '                await self._store()\n'
         '                self._wake = trio.Event()\n',
         checker='bounded',
-        also=('clean-stop',),
+        also=('bounded', 'clean-stop',),
         why='A writer commits while a round is being stored: nobody begins its round until somebody else '
         'commits.  A sweep with something to clear gets it going again; a stop that waits for the writer '
         'does not.',
@@ -269,7 +269,7 @@ BLIND: list[Plant] = [
         new='if {step.uuid for step in mine} & {step.uuid for step in other}:',
         checker='strangers',
         also=('operator', 'promise', 'never-stale'),
-        rebind=('mirrorfs.mirror.assembly:kinship', 'mirrorfs.volume.admin:kinship'),
+        rebind=('mirrorfs.mirror.assembly:kinship', 'mirrorfs.volume.joining:kinship'),
         why='Leg 0 is used alone, then leg 1 alone with force: they grew apart.  The one left behind is '
         're-added without a word, and after a power cut during the forced start nothing is refused.  Needs '
         'histories with force.',
@@ -358,9 +358,9 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='modified_forgotten_though_another_leg_is_away',
-        target='mirrorfs.volume.rebuild:Rebuilder._complete',
-        old='not membership.needs_tracking(volume.record)',
-        new='not any(volume.record.where(LegState.SPARE))',
+        target='mirrorfs.volume.volume:Volume.forget_modified',
+        old='not membership.needs_tracking(self.record)',
+        new='not any(self.record.where(membership.LegState.SPARE))',
         checker='log-covers',
         also=('equal', 'never-stale', 'stable-reads', 'promise'),
         why='Three legs, two away: when the first is in sync again, what the second lacks is forgotten, and '
@@ -390,7 +390,7 @@ BLIND: list[Plant] = [
     # Re-adding, adding, failing, growing
     Plant(
         name='one_zombie_overlooked',
-        target='mirrorfs.volume.admin:Admin._await_quarantine',
+        target='mirrorfs.volume.joining:Joiner.await_quarantine',
         old='    if member and member.leg.calls:\n',
         new='    if member and member.leg.calls > 1:\n',
         checker='one-order',
@@ -405,7 +405,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='garbage_of_a_joining_leg_not_noted',
-        target='mirrorfs.volume.admin:Admin._join',
+        target='mirrorfs.volume.joining:Joiner._join',
         old='        if not zeroed:\n'
         '            volume.log.update_chunks(volume.log.where(UNWRITTEN), set_=UNZEROED)\n',
         new='',
@@ -430,7 +430,7 @@ BLIND: list[Plant] = [
         new='await leg.extend(end) or await leg.erase(',
         checker='promise',
         also=('equal', 'stable-reads', 'log-covers', 'never-stale'),
-        rebind=('mirrorfs.volume.admin:make_room',),
+        rebind=('mirrorfs.volume.joining:make_room',),
         why='A volume grows into legs that were longer all along, with other bytes in that part: it counts '
         'as zeroed, and the first write to a part of a new chunk shows them.',
     ),
@@ -520,7 +520,7 @@ BLIND: list[Plant] = [
     Plant(
         name='lane_reads_from_spares',
         target='mirrorfs.volume.gate:LaneGate.publish',
-        old=' for slot in self.keeper.in_sync)',
+        old=' for slot in self.keeper.homes)',
         new=' for slot in members)',
         checker='never-stale',
         also=('stable-reads', 'promise'),

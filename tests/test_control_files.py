@@ -68,11 +68,12 @@ LATER = pytest.mark.xfail(reason='comes with a later version', strict=True)
 POOL_FILES = ['mdstat', 'status.json', 'events', 'create', 'destroy', pytest.param('metrics', marks=LATER)]
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
+    *('replace', 'spare_delay', 're_add_policy'),
     *('sync_action', 'sync_completed', 'sync_speed'),
     *(
         pytest.param(name, marks=LATER)
         for name in (
-            'replace sync_speed_min sync_speed_max sync_min sync_max mismatch_cnt mismatches'.split()
+            'sync_speed_min sync_speed_max sync_min sync_max mismatch_cnt mismatches'.split()
         )
     ),
     *(f'bitmap/{name}' for name in 'metadata location chunksize time_base backlog can_clear states'.split()),

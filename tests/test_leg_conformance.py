@@ -676,10 +676,10 @@ async def test_the_medium_is_read_past_a_page_that_is_cached(device: str) -> Non
     [
         (lambda path: path.unlink(), 'was removed'),
         (lambda path: os.truncate(path, 4096), 'was cut'),
-        (lambda path: path.rename(f'{path}.x'), 'no longer at its path'),
+        (lambda path: (os.link(path, f'{path}.x'), path.unlink()), ''),
         (lambda path: (path.rename(f'{path}.x'), path.touch()), 'something else'),
     ],
-    ids=['removed', 'truncated', 'renamed', 'replaced'],
+    ids=['removed', 'truncated', 'linked', 'replaced'],
 )
 async def test_a_file_that_is_not_what_was_opened_has_departed(
     change: Callable[[Path], object], why: str, tmp_path: Path
@@ -689,6 +689,37 @@ async def test_a_file_that_is_not_what_was_opened_has_departed(
     try:
         change(path)
         assert why in await leg.departed(SIZE)
+    finally:
+        leg.close()
+
+
+async def test_a_file_that_was_renamed_is_followed(tmp_path: Path) -> None:
+    leg, _ = open_leg(str(tmp_path / 'leg'), create_size=SIZE)
+    try:
+        (tmp_path / 'leg').rename(tmp_path / 'other')
+        assert await leg.departed(SIZE) == ''
+        assert leg.path == str(tmp_path / 'other')
+    finally:
+        leg.close()
+
+
+async def test_a_leg_moves_in_two_steps_and_is_at_both_paths_between(tmp_path: Path) -> None:
+    old, new = tmp_path / 'leg', tmp_path / 'new'
+    leg, _ = open_leg(str(old), create_size=SIZE)
+    try:
+        before = await leg.move(str(new))
+        assert (before, leg.path) == (str(old), str(new))
+        assert old.samefile(new)
+        await leg.moved(before)
+        assert not old.exists()
+        assert await leg.departed(SIZE) == ''
+        old.touch()
+        with pytest.raises(Refused, match='something else') as refused:
+            await leg.move(str(old))
+        assert refused.value.errno == errno.EEXIST
+        with pytest.raises(Refused) as refused:
+            await leg.move('/proc/leg')
+        assert leg.path == str(new)
     finally:
         leg.close()
 

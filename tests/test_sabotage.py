@@ -26,7 +26,7 @@ from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.crashleg import CrashLeg
 from mirrorfs.sim.violation import CHECKERS, Violation
-from mirrorfs.volume import admin, doubt, lifecycle
+from mirrorfs.volume import doubt, joining, lifecycle
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.lifecycle import Started
 from mirrorfs.volume.rebuild import Rebuilder
@@ -357,7 +357,7 @@ def a_resync_forgets_to_copy(patch: Patch) -> None:
     patch.setattr(Volume, '_equalise', equalise)
 
 
-@plant('clearing-last', 'fail', 'fail-first', 'grow-legs')
+@plant('log-covers', 'fail', 'fail-first', 'grow-legs')
 def the_mark_moves_before_the_target_was_flushed(patch: Patch) -> None:
     async def flush_target(self: Rebuilder, slot: int) -> bool:
         await trio.lowlevel.checkpoint()
@@ -397,8 +397,8 @@ def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
         await member.store_super_anew(record, serial)
         return member
 
-    assert formatting.format_leg is admin.format_leg
-    patch.setattr(admin, 'format_leg', format_leg)
+    assert formatting.format_leg is joining.format_leg
+    patch.setattr(joining, 'format_leg', format_leg)
 
 
 # Space

@@ -62,7 +62,7 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
         'volume': record.name,
         'volume_uuid': str(record.uuid),
         'leg_uuid': str(sup.leg),
-        'slot': sup.slot,
+        'slot': record.place(sup.slot),
         'state': record.slots[sup.slot].state.word,
         'size': record.size,
         'chunk_size': record.chunk_size,
@@ -83,7 +83,7 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
             for step in record.lineage
         ],
         'slots': {
-            str(number): {
+            str(record.place(number)): {
                 'state': slot.state.word,
                 'leg': str(slot.leg),
                 'tracked_since': slot.tracked_since,

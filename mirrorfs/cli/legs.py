@@ -1,12 +1,18 @@
 """The verbs for the legs of a mounted volume, and grow."""
 
+import errno
 import os
+from typing import Any
 
 import click
 
 from mirrorfs.cli.common import POOL, SIZE, VOLUME, find
+from mirrorfs.errors import Refused
 
 LEG = click.argument('leg', metavar='LEG')
+_FORCE = click.option(
+    '--force', is_flag=True, help='overwrite a leg that bears a signature of something else'
+)
 _LEG_HELP = 'LEG is a slot number, a path, or the start of a UUID.'
 
 
@@ -14,10 +20,16 @@ _LEG_HELP = 'LEG is a slot number, a path, or the start of a UUID.'
 @POOL
 @VOLUME
 @click.argument('path', type=click.Path())
-@click.option('--force', is_flag=True, help='overwrite a leg that bears a signature of something else')
-def add(pool: str, name: str, path: str, force: bool) -> None:
+@_FORCE
+@click.option('--spare', is_flag=True, help='as a hot spare, which waits for a leg to be gone')
+@click.option('--write-mostly', is_flag=True, help='do not read it while there are others')
+@click.option('--failfast', is_flag=True, help='give it up after a second, where others can take over')
+def add(
+    pool: str, name: str, path: str, force: bool, spare: bool, write_mostly: bool, failfast: bool
+) -> None:
     """Add PATH as a leg; recovery copies what was ever written, in the background."""
-    words = [os.path.abspath(path), *(['force'] if force else [])]
+    flags = {'force': force, 'spare': spare, 'write_mostly': write_mostly, 'failfast': failfast}
+    words = [os.path.abspath(path), *(flag for flag, given in flags.items() if given)]
     find(pool).require_mounted().volume_command(name, 'add', *words)
 
 
@@ -26,7 +38,10 @@ def add(pool: str, name: str, path: str, force: bool) -> None:
 @VOLUME
 @LEG
 def remove(pool: str, name: str, leg: str) -> None:
-    """Take a failed leg out; it may be re-added later."""
+    """Take out a leg that failed, which may be re-added later, or a spare.
+
+    LEG may be "failed", for all that did, or "detached", for all that are not even there.
+    """
     find(pool).require_mounted().volume_command(name, 'remove', _word(leg))
 
 
@@ -46,6 +61,67 @@ def fail(pool: str, name: str, leg: str) -> None:
 def re_add(pool: str, name: str, leg: str) -> None:
     """Take a leg back ("missing": all that are); copies only what changed while it was away."""
     find(pool).require_mounted().volume_command(name, 're-add', _word(leg))
+
+
+@click.command(epilog=_LEG_HELP)
+@POOL
+@VOLUME
+@LEG
+@click.argument('path', type=click.Path(), metavar='NEWPATH')
+@_FORCE
+def replace(pool: str, name: str, leg: str, path: str, force: bool) -> None:
+    """Bring NEWPATH up to date and let it take LEG's place; LEG serves until then.
+
+    NEWPATH may be "spare", for one of the volume's spares.
+    """
+    words = [_word(leg), path if path == 'spare' else os.path.abspath(path), *(['force'] if force else [])]
+    find(pool).require_mounted().volume_command(name, 'replace', *words)
+
+
+@click.command(epilog=_LEG_HELP)
+@POOL
+@VOLUME
+@LEG
+@click.argument('path', type=click.Path(), metavar='NEWPATH')
+def move(pool: str, name: str, leg: str, path: str) -> None:
+    """Rename LEG to NEWPATH, on the same filesystem; or say that it lies there now."""
+    _leg_command(pool, name, leg, 'path', os.path.abspath(path))
+
+
+@click.command(epilog=_LEG_HELP)
+@POOL
+@VOLUME
+@LEG
+@click.argument('words', nargs=-1, required=True, metavar='WORD…')
+def mark(pool: str, name: str, leg: str, words: tuple[str, ...]) -> None:
+    """Say of LEG that it is write_mostly, failfast, blocked, or wants a replacement; "no-" takes it back.
+
+    \b
+    mirrorfs mark /srv/pool vm1 1 write_mostly        do not read it while there are others
+    mirrorfs mark /srv/pool vm1 1 want_replacement    a spare takes its place as soon as there is one
+    mirrorfs mark /srv/pool vm1 1 no-write_mostly
+    """
+    for word in words:
+        _leg_command(pool, name, leg, 'state', word.replace('no-', '-', 1) if word[:3] == 'no-' else word)
+
+
+def _leg_command(pool: str, name: str, leg: str, file: str, word: str) -> None:
+    """Write a word to one of a leg's control files."""
+    mounted = find(pool).require_mounted()
+    mounted.volume_command(name, f'legs/{_slot(mounted.volume(name), leg)}/{file}', word)
+
+
+def _slot(volume: dict[str, Any], leg: str) -> int:
+    """Return the number of the leg that a word names, as the daemon would.  Raises Refused(ENOENT)."""
+    legs = volume['legs']
+    path = os.path.abspath(leg)
+    found = [one for one in legs if str(one['slot']) == leg]
+    found = found or [one for one in legs if one['path'] == path]
+    found = found or [one for one in legs if len(leg) >= 4 and one['uuid'].startswith(leg.lower())]
+    if len(found) != 1:
+        have = ', '.join(f'{one["slot"]} ({one["path"]})' for one in legs)
+        raise Refused(errno.ENOENT, f'{volume["name"]} has no leg {leg!r}; it has {have}')
+    return int(found[0]['slot'])
 
 
 @click.command()

@@ -12,6 +12,9 @@ KEYS = {
     'time_base': 'bitmap/time_base',
     'can_clear': 'bitmap/can_clear',
     'size': 'size',
+    'raid_disks': 'raid_disks',
+    'spare_delay': 'spare_delay',
+    're_add_policy': 're_add_policy',
 }
 """Key to control file."""
 
@@ -22,7 +25,11 @@ KEYS = {
 @click.argument('key', metavar='KEY')
 @click.argument('value', metavar='VALUE')
 def set_(pool: str, name: str, key: str, value: str) -> None:
-    """Set KEY of a volume: sync_action, time_base, can_clear or size.
+    """Set KEY of a volume to VALUE.
+
+    KEY is one of sync_action, time_base, can_clear, size, raid_disks (legs wanted), spare_delay (seconds
+    until a spare takes the place of a leg that is gone) and re_add_policy (partial, full or none: what is
+    done by itself when a leg that was away is there again).
 
     \b
     mirrorfs set /srv/pool vm1 sync_action frozen     hold resync and recovery; idle lets them go on

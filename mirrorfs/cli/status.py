@@ -83,7 +83,8 @@ def _lines(volume: dict[str, Any], pool: str) -> list[str]:
     for leg in volume.get('legs', []):
         errors = leg.get('read_errors', 0) + leg.get('write_errors', 0)
         trouble = f', {errors} errors' if errors else ''
-        lines.append(f'  leg {leg["slot"]}: {leg["state"]:<8} {leg["path"]}{trouble}')
+        words = ' '.join([leg['state'], *leg.get('flags', [])])
+        lines.append(f'  leg {leg["slot"]}: {words:<8} {leg["path"]}{trouble}')
     return lines
 
 
@@ -158,7 +159,9 @@ def wait(pool: str, name: str | None, timeout: float | None) -> None:
 def _is_busy(volume: dict[str, Any]) -> bool:
     if volume.get('sync_action') == 'frozen':
         return False
-    spares = any(leg['state'] == 'spare' for leg in volume.get('legs', []))
+    spares = any(
+        leg['state'] == 'spare' and leg['recovery_start'] is not None for leg in volume.get('legs', [])
+    )
     return bool(volume.get('sync') or volume.get('chunks', {}).get('needs_resync') or spares)
 
 

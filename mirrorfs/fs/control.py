@@ -16,9 +16,10 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import mdstat
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WORDS
-from mirrorfs.model import LegState
+from mirrorfs.model import LegState, ReturnPolicy, Slot
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.units import parse_size
+from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
 from mirrorfs.volume.rebuild import Rebuilder
 
@@ -31,6 +32,12 @@ class Place:
     mountpoint: str
     entry: Entry | None = None
     slot: int = -1
+
+    @property
+    def number(self) -> int:
+        """The number that people know the slot by."""
+        assert self.entry and self.entry.record
+        return self.entry.record.place(self.slot)
 
     @property
     def volume(self) -> Entry:
@@ -117,6 +124,24 @@ def _time_base(entry: Entry) -> str:
     return f'{whole}.{part:03d}' if part else f'{whole}'
 
 
+def _spare_delay(entry: Entry) -> str:
+    assert entry.record
+    return f'{entry.record.spare_delay_ms / 1000:g}'
+
+
+def _slot(place: Place) -> Slot:
+    assert place.volume.record
+    return place.volume.record.slots[place.slot]
+
+
+def _path(place: Place) -> str:
+    return f'{_slot(place).path}\n'
+
+
+def _leg_uuid(place: Place) -> str:
+    return f'{_slot(place).leg}\n'
+
+
 def _recovery_start(place: Place) -> str:
     record = place.volume.record
     slot = record.slots[place.slot] if record else None
@@ -169,11 +194,89 @@ async def _destroy(place: Place, words: list[str]) -> None:
 
 
 async def _add(place: Place, words: list[str]) -> None:
+    """PATH [force] [spare] [write_mostly] [failfast]"""
     path, *flags = words
-    unknown = set(flags) - {'force'}
+    known = {'force': 'force', 'spare': 'spare', 'failfast': 'failfast'}
+    known |= {'write_mostly': 'write_mostly', 'writemostly': 'write_mostly'}
+    unknown = set(flags) - set(known)
     if unknown:
         raise Refused(errno.EINVAL, f'{" ".join(sorted(unknown))}: not a flag of add')
-    await place.volume.require()[1].add(_absolute(path), force='force' in flags)
+    await place.volume.require()[1].add(_absolute(path), **{known[flag]: True for flag in flags})
+
+
+async def _replace(place: Place, words: list[str]) -> None:
+    """LEG NEWPATH [force]; NEWPATH may be a spare's, or `spare`."""
+    if len(words) not in (2, 3) or words[2:] not in ([], ['force']):
+        raise Refused(errno.EINVAL, 'wanted is LEG NEWPATH [force]')
+    leg, path = words[:2]
+    path = path if path == 'spare' else _absolute(path)
+    await place.volume.require()[1].replace(leg, path, force=len(words) == 3)
+
+
+async def _set_raid_disks(place: Place, words: list[str]) -> None:
+    await place.volume.require()[1].set_raid_disks(_whole_number(_one(words, 'a number of legs')))
+
+
+def _whole_number(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 19):
+        raise Refused(errno.EINVAL, f'{word[:40]!r} is not a whole number')
+    return int(word)
+
+
+async def _set_path(place: Place, words: list[str]) -> None:
+    """The leg lies there, or shall: see `Admin.move`."""
+    path = _absolute(_one(words, 'PATH'))
+    await place.volume.require()[1].move(str(place.number), path)
+
+
+async def _set_state(place: Place, words: list[str]) -> None:
+    """md's words for one leg, in all their spellings."""
+    word = _one(words, 'a word')
+    _, admin = place.volume.require()
+    wanted, name = not word.startswith('-'), word.removeprefix('-').replace('writemostly', 'write_mostly')
+    if name in FLAGS:
+        await admin.set_flag(place.slot, name, wanted)
+    elif name == 'blocked':
+        await (admin.block(place.slot) if wanted else admin.unblock(place.slot))
+    elif word == 'faulty':
+        await admin.fail(str(place.number))
+    elif word == 'remove':
+        await admin.remove(str(place.number))
+    elif word == 're-add':
+        await admin.re_add(str(place.number))
+    else:
+        known = 'faulty, remove, re-add, and [-]writemostly, [-]failfast, [-]blocked, [-]want_replacement'
+        raise Refused(errno.EINVAL, f'{word!r} is not one of {known}')
+
+
+async def _set_spare_delay(place: Place, words: list[str]) -> None:
+    seconds = _seconds(words)
+    if not 0 <= seconds <= limits.SPARE_DELAY_MAX:
+        raise Refused(errno.EINVAL, f'{seconds:g} seconds; wanted is 0 to {limits.SPARE_DELAY_MAX:g}')
+    await _settle_record(place, spare_delay_ms=round(seconds * 1000))
+
+
+async def _set_return_policy(place: Place, words: list[str]) -> None:
+    known = {policy.name.lower(): policy for policy in ReturnPolicy}
+    word = _one(words, ', '.join(known))
+    if word not in known:
+        raise Refused(errno.EINVAL, f'{word!r} is not one of {", ".join(known)}')
+    await _settle_record(place, return_policy=known[word])
+
+
+async def _settle_record(place: Place, **changes: object) -> None:
+    """Have settings of a volume durable."""
+    keeper = place.volume.require()[0].volume.keeper
+    await keeper.open_session()
+    keeper.record = keeper.record.but(**changes)
+    await keeper.commit()
+
+
+def _seconds(words: list[str]) -> float:
+    try:
+        return float(_one(words, 'SECONDS'))
+    except ValueError:
+        raise Refused(errno.EINVAL, f'{words[0]!r} is not a number of seconds') from None
 
 
 async def _remove(place: Place, words: list[str]) -> None:
@@ -213,18 +316,11 @@ async def _sync_action(place: Place, words: list[str]) -> None:
 
 
 async def _set_time_base(place: Place, words: list[str]) -> None:
-    started, _ = place.volume.require()
-    try:
-        seconds = float(_one(words, 'SECONDS'))
-    except ValueError:
-        raise Refused(errno.EINVAL, f'{words[0]!r} is not a number of seconds') from None
+    seconds = _seconds(words)
     if not limits.TIME_BASE_MIN <= seconds <= limits.TIME_BASE_MAX:
         most = f'{limits.TIME_BASE_MIN} to {limits.TIME_BASE_MAX}'
         raise Refused(errno.EINVAL, f'{seconds:g} seconds; wanted is {most}')
-    keeper = started.volume.keeper
-    await keeper.open_session()
-    keeper.record = keeper.record.but(time_base_ms=round(seconds * 1000))
-    await keeper.commit()
+    await _settle_record(place, time_base_ms=round(seconds * 1000))
 
 
 async def _can_clear(place: Place, words: list[str]) -> None:
@@ -249,9 +345,14 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'remove': ControlFile(act=_remove),
     'fail': ControlFile(act=_fail),
     're-add': ControlFile(act=_re_add),
+    'replace': ControlFile(act=_replace),
+    'spare_delay': ControlFile(_recorded(_spare_delay), _set_spare_delay),
+    're_add_policy': ControlFile(
+        _recorded(lambda e: e.record and e.record.return_policy.name.lower()), _set_return_policy
+    ),
     'array_state': ControlFile(lambda place: f'{mdstat.array_state(place.volume)}\n'),
     'degraded': ControlFile(_recorded(lambda e: mdstat.volume_status(e)['degraded'])),
-    'raid_disks': ControlFile(_recorded(lambda e: e.record and e.record.raid_disks)),
+    'raid_disks': ControlFile(_recorded(lambda e: e.record and e.record.raid_disks), _set_raid_disks),
     'size': ControlFile(_recorded(lambda e: e.record and e.record.size), _set_size),
     'uuid': ControlFile(_recorded(lambda e: e.record and e.record.uuid)),
     'events': ControlFile(_recorded(lambda e: e.record and e.record.events)),
@@ -273,9 +374,9 @@ BITMAP_FILES: dict[str, ControlFile] = {
 }
 
 LEG_FILES: dict[str, ControlFile] = {
-    'state': ControlFile(lambda place: f'{mdstat.leg_state(place.volume, place.slot)}\n'),
-    'path': ControlFile(lambda place: f'{place.volume.record.slots[place.slot].path}\n'),  # type: ignore[union-attr]
-    'uuid': ControlFile(lambda place: f'{place.volume.record.slots[place.slot].leg}\n'),  # type: ignore[union-attr]
+    'state': ControlFile(lambda place: f'{mdstat.leg_state(place.volume, place.slot)}\n', _set_state),
+    'path': ControlFile(_path, _set_path),
+    'uuid': ControlFile(_leg_uuid),
     'errors': ControlFile(_errors),
     'recovery_start': ControlFile(_recovery_start),
     'bad_blocks': ControlFile(lambda place: ''),

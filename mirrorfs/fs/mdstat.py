@@ -10,7 +10,7 @@ import trio
 import mirrorfs
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata.wibm import pages_for
-from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.volume.rebuild import Progress
 
@@ -32,7 +32,8 @@ def _volume_lines(entry: Entry) -> list[str]:
         return [f'{entry.name} : inactive', f'      {record.size // 1024 if record else 0} blocks']
     rebuilder, volume = entry.started.rebuilder, entry.started.volume
     present = [(n, s) for n, s in enumerate(record.slots) if s.state is not LegState.VACANT]
-    legs = ' '.join(f'{slot.path}[{number}]{_mark(slot.state)}' for number, slot in reversed(present))
+    present.sort(key=lambda pair: record.place(pair[0]), reverse=True)
+    legs = ' '.join(f'{slot.path}[{record.place(number)}]{_mark(slot)}' for number, slot in present)
     up = len(volume.keeper.in_sync)
     kib = record.size // 1024
     lines = [
@@ -49,17 +50,20 @@ def _volume_lines(entry: Entry) -> list[str]:
     return lines
 
 
-def _mark(state: LegState) -> str:
-    if state is LegState.SPARE:
-        return '(S)'
-    return '(F)' if state.is_stale else ''
+def _mark(slot: Slot) -> str:
+    """Return md's letters for a leg: write-mostly, then failed, or idle spare or replacement."""
+    mostly = '(W)' if slot.write_mostly else ''
+    if slot.state.is_stale:
+        return f'{mostly}(F)'
+    idle = '(S)' if slot.state is LegState.STANDBY else ''
+    return f'{mostly}{idle}(R)' if slot.replaces >= 0 else f'{mostly}{idle}'
 
 
 def _map(record: VolumeRecord, in_sync: list[int]) -> str:
-    """Return md's map of the array, ``UU_``: a letter for each place, legs in sync first by slot."""
-    known = [n for n, s in enumerate(record.slots) if s.state in (LegState.IN_SYNC, LegState.SPARE)]
+    """Return md's map of the array, ``UU_``: a letter for each leg that is wanted, those there first."""
+    known = [n for n in record.where(LegState.IN_SYNC, LegState.SPARE) if record.slots[n].replaces < 0]
     known += [n for n, s in enumerate(record.slots) if s.state.is_stale]
-    places = sorted(known[: record.raid_disks])
+    places = sorted(known[: record.raid_disks], key=record.place)
     letters = ['U' if number in in_sync else '_' for number in places]
     return ''.join(letters).ljust(record.raid_disks, '_')
 
@@ -106,6 +110,8 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'size': record.size,
         'chunk_size': record.chunk_size,
         'raid_disks': record.raid_disks,
+        'spare_delay': record.spare_delay_ms / 1000,
+        're_add_policy': record.return_policy.name.lower(),
         'degraded': record.degraded,
         'events': record.events,
         'bitmap': 'internal' if record.logged else 'none',
@@ -113,8 +119,8 @@ def volume_status(entry: Entry) -> dict[str, Any]:
     }
     if entry.started:
         facts |= _running(entry)
-    for number, slot in enumerate(record.slots):
-        if slot.state is not LegState.VACANT:
+    for number in sorted(range(len(record.slots)), key=record.place):
+        if record.slots[number].state is not LegState.VACANT:
             facts['legs'].append(_leg(entry, number))
     return facts
 
@@ -135,8 +141,8 @@ def _running(entry: Entry) -> dict[str, Any]:
             'unwritten': log.count(UNWRITTEN),
         },
         'sync_action': rebuilder.action,
-        'sync': _sync(rebuilder.progress),
-        'last_sync': _sync(rebuilder.last),
+        'sync': _sync(volume.record, rebuilder.progress),
+        'last_sync': _sync(volume.record, rebuilder.last),
         'io': {
             'reads': hot.reads + counters.reads,
             'writes': hot.writes + counters.writes,
@@ -152,13 +158,14 @@ def _running(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _sync(progress: Progress | None) -> dict[str, Any] | None:
+def _sync(record: VolumeRecord, progress: Progress | None) -> dict[str, Any] | None:
     if not progress:
         return None
     speed = progress.speed(trio.current_time())
+    place = None if progress.slot is None else record.place(progress.slot)
     return {
         'action': progress.action,
-        'slot': progress.slot,
+        'slot': place,
         'done_bytes': progress.done,
         'total_bytes': progress.total,
         'speed': int(speed),
@@ -170,9 +177,12 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
     record = entry.record
     assert record
     slot = record.slots[number]
+    words = leg_words(entry, number)
     facts = {
-        'slot': number,
-        'state': leg_state(entry, number),
+        'slot': record.place(number),
+        'state': words[0],
+        'flags': words[1:],
+        'replaces': record.place(slot.replaces) if slot.replaces >= 0 else None,
         'path': slot.path,
         'uuid': str(slot.leg),
         'recovery_start': slot.mark * record.chunk_size if slot.state is LegState.SPARE else None,
@@ -183,13 +193,31 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
     return facts
 
 
-def leg_state(entry: Entry, number: int) -> str:
-    """Return the word for a leg's state; one that is not there, but not yet recorded so, is missing."""
+def leg_words(entry: Entry, number: int) -> list[str]:
+    """Return the words for a leg, its state first; one that is not there, not yet recorded so, is missing."""
     record = entry.record
     assert record
-    if entry.started and number in entry.started.volume.keeper.absent:
-        return LegState.MISSING.word
-    return record.slots[number].state.word
+    slot, volume = record.slots[number], entry.started.volume if entry.started else None
+    absent = volume is not None and number in volume.keeper.absent
+    words = {
+        (LegState.MISSING if absent else slot.state).word: True,
+        'write_mostly': slot.write_mostly,
+        'blocked': volume is not None and number in volume.blocked,
+        'want_replacement': slot.want_replacement,
+        'replacement': slot.replaces >= 0,
+        'failfast': slot.failfast,
+        'behind': slot.behind,
+    }
+    return [word for word, holds in words.items() if holds]
+
+
+def leg_state(entry: Entry, number: int) -> str:
+    """Return a leg's words as md does: faulty, in_sync, write_mostly, blocked, spare, … with commas."""
+    words = leg_words(entry, number)
+    if words[0] == 'spare':  # md names what a leg is after what it is good for
+        at = sum(word in words for word in ('write_mostly', 'blocked'))
+        words.insert(at, words.pop(0))
+    return ','.join(words)
 
 
 def array_state(entry: Entry) -> str:

@@ -102,7 +102,8 @@ class Tree:
             case ['legs', slot] if slot in _slots(entry):
                 return _directory(tuple(LEG_FILES))
             case ['legs', slot, name] if slot in _slots(entry) and name in LEG_FILES:
-                return Node(Kind.CONTROL, file=LEG_FILES[name], place=self._place(entry, int(slot)))
+                at = self._place(entry, _number(entry, slot))
+                return Node(Kind.CONTROL, file=LEG_FILES[name], place=at)
         return None
 
 
@@ -110,7 +111,17 @@ def _directory(children: tuple[str, ...]) -> Node:
     return Node(Kind.DIRECTORY, children=children)
 
 
+def _number(entry: Entry, place: str) -> int:
+    """Return the slot that people know by a place, which is there."""
+    number = entry.record.at_place(int(place)) if entry.record else None
+    assert number is not None
+    return number
+
+
 def _slots(entry: Entry) -> list[str]:
+    """Return the places of all legs, as people know them."""
     if not entry.record:
         return []
-    return [str(n) for n, slot in enumerate(entry.record.slots) if slot.state is not LegState.VACANT]
+    record = entry.record
+    known = (n for n, slot in enumerate(record.slots) if slot.state is not LegState.VACANT)
+    return [str(place) for place in sorted(record.place(n) for n in known)]

@@ -88,6 +88,18 @@ class Leg(Protocol):
         """
         ...
 
+    async def move(self, path: str) -> str:
+        """Have the leg at another path, where it may lie already; return the path to be given up by `moved`.
+
+        Until then it is at both.  Raises Refused: EEXIST where something else is there, EXDEV where it
+        cannot be without copying, OSError.
+        """
+        ...
+
+    async def moved(self, old: str) -> None:
+        """Give up the path that `move` returned."""
+        ...
+
     def close(self) -> None:
         """Let go of the leg.  Calls not yet begun fail with ECANCELED; those under way end by themselves."""
         ...
@@ -125,6 +137,10 @@ class Opener(Protocol):
         With `create_size` (bytes) a path that is not there is made, sparse, and an empty file extended.
         Raises Refused: ENOENT, EBUSY with the holder's name, EINVAL for what cannot be a leg.
         """
+        ...
+
+    async def probe(self, path: str) -> object:
+        """Return None where nothing is at a path, else something that changes when what is there does."""
         ...
 
     async def require_blank(self, leg: Leg) -> None:

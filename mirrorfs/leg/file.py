@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from mirrorfs import limits
-from mirrorfs.errors import LegError
+from mirrorfs.errors import LegError, Refused
 from mirrorfs.leg.base import Buffer
 from mirrorfs.leg.workers import Workers
 
@@ -53,6 +53,7 @@ class FileLeg:
         self.lane_calls = 0
         """Calls of superseded lanes that have not returned."""
         self._closed = False
+        self._looking = False
 
     @property
     def calls(self) -> int:
@@ -197,7 +198,16 @@ class FileLeg:
         return not self.is_device
 
     async def departed(self, needed: int) -> str:
-        return await self._workers.run(self._departed, needed)
+        if self._looking:  # a call hangs: more of them would tell no more
+            return ''
+        self._looking = True
+        return await self._workers.run(self._look, needed)
+
+    def _look(self, needed: int) -> str:
+        try:
+            return self._departed(needed)
+        finally:
+            self._looking = False
 
     def _departed(self, needed: int) -> str:
         info = os.fstat(self.fd)
@@ -208,11 +218,67 @@ class FileLeg:
         try:
             there = os.stat(self.path)
         except FileNotFoundError:
-            return 'is no longer at its path'
-        same = (
-            there.st_rdev == info.st_rdev if self.is_device else self.identity == (there.st_dev, there.st_ino)
-        )
-        return '' if same else 'has something else at its path'
+            return '' if self._follow() else 'is no longer at its path'
+        return '' if self._is(there) else 'has something else at its path'
+
+    def _follow(self) -> bool:
+        """A file that somebody has renamed is known by its new path from now on."""
+        try:
+            path = os.readlink(f'/proc/self/fd/{self.fd}')
+            if self.is_device or not self._is(os.stat(path)):
+                return False
+        except OSError:
+            return False
+        self.path = path
+        return True
+
+    async def move(self, path: str) -> str:
+        return await self._workers.run(self._move, path)
+
+    def _move(self, path: str) -> str:
+        old = self.path
+        try:
+            there = os.stat(path)
+        except FileNotFoundError:
+            if self.is_device:
+                raise Refused(errno.ENOENT, f'{path} is not there') from None
+            try:
+                os.link(old, path)
+            except OSError as error:
+                hint = error.strerror
+                if error.errno == errno.EXDEV:
+                    hint = 'that is another filesystem; use replace'
+                raise Refused(error.errno or errno.EIO, f'{old} cannot be at {path}: {hint}') from None
+            self._sync_folder(path)  # the new name must not be lost where the old one is given up
+        else:
+            if not self._is(there):
+                raise Refused(errno.EEXIST, f'something else is at {path}') from None
+        self.path = path
+        return old
+
+    @staticmethod
+    def _sync_folder(path: str) -> None:
+        fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    async def moved(self, old: str) -> None:
+        await self._workers.run(self._moved, old)
+
+    def _moved(self, old: str) -> None:
+        try:
+            if not self.is_device and old != self.path and self._is(os.stat(old)):
+                os.unlink(old)
+        except FileNotFoundError:
+            pass
+
+    def _is(self, there: os.stat_result) -> bool:
+        """Whether a path's status is that of this leg."""
+        if self.is_device:
+            return there.st_rdev == os.fstat(self.fd).st_rdev
+        return self.identity == (there.st_dev, there.st_ino)
 
     def nowait(self) -> int:
         """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""

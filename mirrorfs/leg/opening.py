@@ -60,6 +60,10 @@ def open_leg(path: str, *, create_size: int = 0) -> tuple[FileLeg, bool]:
 class FileOpener:
     """Opens files and block devices.  See `mirrorfs.leg.base.Opener`."""
 
+    def __init__(self) -> None:
+        self._probing = trio.CapacityLimiter(limits.PROBES)
+        """Of its own: paths that hang must not keep other work from getting a thread."""
+
     async def open(self, path: str, *, create_size: int = 0) -> tuple[Leg, bool]:
         with trio.move_on_after(limits.QUARANTINE_PATIENCE):
             while path in closing:
@@ -67,12 +71,23 @@ class FileOpener:
         opening = functools.partial(open_leg, path, create_size=create_size)
         return await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
 
+    async def probe(self, path: str) -> object:
+        return await trio.to_thread.run_sync(_probe, path, abandon_on_cancel=True, limiter=self._probing)
+
     async def require_blank(self, leg: Leg) -> None:
         assert isinstance(leg, FileLeg)
         await trio.to_thread.run_sync(require_blank, leg)
 
     async def discard_new(self, leg: Leg) -> None:
         os.unlink(leg.path)
+
+
+def _probe(path: str) -> object:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino, info.st_rdev, info.st_size, info.st_mtime_ns
 
 
 def _create(path: str, flags: int) -> int:

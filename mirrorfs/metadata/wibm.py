@@ -52,7 +52,7 @@ _HEADER = struct.Struct('<8sII QQQ 16s16s HHI QQQ IIQQ QQ IHH'.replace(' ', ''))
 _SETTINGS = struct.Struct('<16s IIIII HBB'.replace(' ', ''))
 _SETTINGS_OFFSET = 160
 _NAME_OFFSET = 256
-_SLOT = struct.Struct('<16sBBB5xQQ24x')
+_SLOT = struct.Struct('<16sBBBB4xQQ24x')
 _SLOTS_OFFSET = 512
 _SECTION = struct.Struct('<IIQQ8x')
 _SECTIONS_OFFSET = 1536
@@ -168,9 +168,8 @@ def encode_super(sup: LegSuper) -> bytes:
     )  # fmt: skip
     for number, slot in enumerate(record.slots):
         at = _SLOTS_OFFSET + number * _SLOT.size
-        state, said = slot.state, _slot_flags(slot)
-        replaces = slot.replaces + 1
-        _SLOT.pack_into(page, at, slot.leg.bytes, state, said, replaces, slot.tracked_since, slot.mark)
+        facts = (slot.state, _slot_flags(slot), slot.replaces + 1, slot.place + 1)
+        _SLOT.pack_into(page, at, slot.leg.bytes, *facts, slot.tracked_since, slot.mark)
     for number, section in enumerate(sup.layout.sections):
         at = _SECTIONS_OFFSET + number * _SECTION.size
         _SECTION.pack_into(page, at, section.kind, section.copies, section.offset, section.length)
@@ -234,6 +233,8 @@ def decode_super(page: bytes) -> LegSuper:
         time_base_ms=time_base_ms,
         **_decode_settings(page),
     )
+    places = {record.place(number) for number in range(limits.SLOTS)}
+    _need(len(places) == limits.SLOTS, 'two slots have the same place')
     layout = _decode_layout(page, sections, data_offset)
     _need(record.chunks <= layout.chunks_max, 'the log is too short for the volume')
     return LegSuper(record, uuid.UUID(bytes=leg), slot, layout, serial)
@@ -277,10 +278,11 @@ def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
     start = _SLOTS_OFFSET + number * _SLOT.size
     if page.startswith(_NO_SLOT, start):  # as most are
         return _VACANT
-    leg, state, flags, replaces, tracked_since, mark = _SLOT.unpack_from(page, start)
+    leg, state, flags, replaces, place, tracked_since, mark = _SLOT.unpack_from(page, start)
     _need(state in _LEG_STATES, f'slot {number} has unknown state {state}')
     _need(mark <= chunks, f'slot {number} has a mark beyond the volume')
     _need(replaces <= limits.SLOTS, f'slot {number} replaces one that cannot be')
+    _need(place <= limits.SLOTS, f'slot {number} is in a place that cannot be')
     return Slot(
         LegState(state),
         uuid.UUID(bytes=leg),
@@ -292,6 +294,7 @@ def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
         want_replacement=bool(flags & SLOT_WANT_REPLACEMENT),
         behind=bool(flags & SLOT_BEHIND),
         replaces=replaces - 1,
+        place=place - 1,
     )
 
 

@@ -50,7 +50,8 @@ def assemble(
     """
     for number, leg in sorted(legs.items()):
         conflict = kinship(leg.lineage, pool.lineage) is Kinship.CONFLICT
-        if conflict and not force and not _is_given_up(pool.slots[number]):
+        idle = pool.slots[number].state is LegState.STANDBY  # is not told of generations
+        if conflict and not (force or idle or _is_given_up(pool.slots[number])):
             raise Refused(errno.EIO, _conflict(pool, number, leg))
     kin = {n: leg for n, leg in legs.items() if kinship(leg.lineage, pool.lineage) is not Kinship.CONFLICT}
     current = {
@@ -139,13 +140,17 @@ def _with_pool_facts(truth: VolumeRecord, pool: VolumeRecord) -> VolumeRecord:
     return truth.but(slots=slots, name=pool.name, mode=pool.mode, uid=pool.uid, gid=pool.gid)
 
 
+def _name(record: VolumeRecord, number: int) -> str:
+    return f'slot {record.place(number)} ({record.slots[number].path})'
+
+
 def _history(record: VolumeRecord) -> str:
     return f'generation {str(record.lineage[-1].uuid)[:8]}, events {record.events}'
 
 
 def _stale(pool: VolumeRecord, legs: Mapping[int, VolumeRecord]) -> str:
-    wanted = ', '.join(f'slot {n} ({pool.slots[n].path})' for n in pool.where(LegState.IN_SYNC))
-    have = (f'slot {n} ({pool.slots[n].path}) has {_history(leg)}' for n, leg in sorted(legs.items()))
+    wanted = ', '.join(_name(pool, n) for n in pool.where(LegState.IN_SYNC))
+    have = (f'{_name(pool, n)} has {_history(leg)}' for n, leg in sorted(legs.items()))
     found = '; '.join(have)
     return (
         f'{pool.name}: no up-to-date leg is at hand. The pool has {_history(pool)}, in sync on {wanted}; '
@@ -156,7 +161,7 @@ def _stale(pool: VolumeRecord, legs: Mapping[int, VolumeRecord]) -> str:
 
 def _conflict(pool: VolumeRecord, number: int, leg: VolumeRecord) -> str:
     return (
-        f'{pool.name}: slot {number} ({pool.slots[number].path}) was changed apart from this pool: it has '
-        f'{_history(leg)}, the pool has {_history(pool)}. Take that leg away to go on with the others, or '
+        f'{pool.name}: {_name(pool, number)} was changed apart from this pool: it has {_history(leg)}, '
+        f'the pool has {_history(pool)}. Take that leg away to go on with the others, or '
         f'mount with -o force={pool.name} to keep the newest leg and give up what the others have'
     )

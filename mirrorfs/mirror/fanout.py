@@ -5,11 +5,13 @@ frozen or full shared filesystem) the caller waits with them.
 """
 
 import errno
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from mirrorfs import limits
 from mirrorfs.errors import LegTimeout
 from mirrorfs.mirror.member import Member
 
@@ -17,6 +19,7 @@ Failures = dict[int, OSError]
 """Slot number to what went wrong there."""
 GRACE = 1.0
 """Seconds that a late leg has at least, once another in-sync leg has done the operation."""
+_PENDING = OSError()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +70,13 @@ async def fan_out(
     """Run `operate` on all members at once; return what failed, late legs among them.
 
     `patience` in seconds, for legs that are late when one of `in_sync` is done; with None for all legs,
-    as when the data come from another leg, which is witness enough.  A late call is abandoned: it stays
-    counted in the leg's `calls`.
+    as when the data come from another leg, which is witness enough.  A failfast leg has FAILFAST_TIMEOUT at
+    most.  A late call is abandoned: it stays counted in the leg's `calls`.
     """
     results: dict[int, OSError | None] = {}
     news = trio.Event()
 
     async def one(member: Member) -> None:
-        nonlocal news
         try:
             await operate(member)
         except OSError as error:
@@ -83,27 +85,31 @@ async def fan_out(
             results[member.slot] = None
         news.set()
 
-    async def all_done() -> None:
-        nonlocal news
-        while len(results) < len(members):
-            news = trio.Event()
-            await news.wait()
-
     start = trio.current_time()
+    witnessed = None if in_sync is not None else start
     async with trio.open_nursery() as nursery:
         for member in members:
             nursery.start_soon(one, member)
         while len(results) < len(members):
-            if in_sync is None or any(slot in results and results[slot] is None for slot in in_sync):
-                now = trio.current_time()
-                with trio.move_on_at(max(start + patience, now + min(GRACE, patience))):
-                    await all_done()
+            deadline = math.inf
+            if witnessed is None and any(results.get(slot, _PENDING) is None for slot in in_sync or ()):
+                witnessed = trio.current_time()
+            if witnessed is not None:
+                late = [_patience(member, patience) for member in members if member.slot not in results]
+                deadline = max(max(start + most, witnessed + min(GRACE, most)) for most in late)
+            if deadline <= trio.current_time():
                 break
             news = trio.Event()
-            await news.wait()
+            with trio.move_on_at(deadline):
+                await news.wait()
         nursery.cancel_scope.cancel()
     failures = {slot: error for slot, error in results.items() if error is not None}
     for member in members:
         if member.slot not in results:
-            failures[member.slot] = LegTimeout(f'{member.leg.path} did not answer within {patience:g} s')
+            most = _patience(member, patience)
+            failures[member.slot] = LegTimeout(f'{member.leg.path} did not answer within {most:g} s')
     return failures
+
+
+def _patience(member: Member, patience: float) -> float:
+    return min(patience, limits.FAILFAST_TIMEOUT) if member.failfast else patience

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import trio
 
+from mirrorfs import limits
 from mirrorfs.intent.log import Batch, IntentLog
 from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN
 from mirrorfs.mirror import membership
@@ -45,6 +46,8 @@ class Observer(Protocol):
         ...
 
     def leg_expelled(self, slot: int, path: str, reason: str) -> None: ...
+
+    def leg_replaced(self, old: str, new: str) -> None: ...
 
 
 class _Round:
@@ -75,12 +78,14 @@ class Keeper:
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
-        self.record = record
         self.members = {member.slot: member for member in members}
+        self.record = record
         self.absent = set(absent)
         self.quarantine: dict[int, Member] = {}
         """Expelled legs that may still have calls under way.  The observer closes them, when nobody writes
         to them around the slow path any more."""
+        self.faulted: set[int] = set()
+        """Legs that failed by themselves, not by the admin's word, since the start."""
         self.log = log
         self.leg_timeout = leg_timeout
         self.clock = clock
@@ -99,8 +104,31 @@ class Keeper:
         """Rounds stored, and commits they served."""
 
     @property
+    def record(self) -> VolumeRecord:
+        """What is wanted to be durable of the volume; see `commit`."""
+        return self._record
+
+    @record.setter
+    def record(self, record: VolumeRecord) -> None:
+        self._record = record
+        for slot, member in self.members.items():
+            member.failfast = record.slots[slot].failfast
+
+    @property
     def in_sync(self) -> list[int]:
         return [slot for slot in self.members if self.record.slots[slot].state is LegState.IN_SYNC]
+
+    @property
+    def homes(self) -> list[int]:
+        """The legs that reads go to: those in sync, without the write-mostly ones if there are others."""
+        in_sync = self.in_sync
+        return [slot for slot in in_sync if not self.record.slots[slot].write_mostly] or in_sync
+
+    def patience(self, member: Member, *, alone: bool) -> float:
+        """Return how many seconds a leg has for a call; failfast counts only where others can take over."""
+        if member.failfast and not alone:
+            return min(self.leg_timeout, limits.FAILFAST_TIMEOUT)
+        return self.leg_timeout
 
     @property
     def unrecorded(self) -> bool:
@@ -150,8 +178,22 @@ class Keeper:
         for slot in slots:
             member = self.members.pop(slot)
             self.quarantine[slot] = member
+            if isinstance(failures[slot], OSError):
+                self.faulted.add(slot)
+            else:
+                self.faulted.discard(slot)
             self._observer.leg_expelled(slot, member.leg.path, _reason(failures[slot]))
         self.mark_missed()
+        self._observer.legs_changing()
+
+    def take_over(self, slot: int) -> None:
+        """A replacement is ready: it counts, and the leg that it replaces leaves; in memory, as `expel`."""
+        replaced = self.record.slots[slot].replaces
+        self.record = membership.take_over(self.record, slot, self.new_uuid(), self.clock())
+        if replaced in self.members:
+            member = self.quarantine[replaced] = self.members.pop(replaced)
+            self._observer.leg_replaced(member.leg.path, self.members[slot].leg.path)
+            self.mark_missed()
         self._observer.legs_changing()
 
     def mark_missed(self) -> None:

@@ -32,6 +32,8 @@ class Member:
         self.super_copy = 1
         self.stuck: list[trio.Event] = []
         """One for each call of a superseded lane, set when it has come back: no data may overtake them."""
+        self.failfast = False
+        """Whether it is given up after FAILFAST_TIMEOUT where others can take over; `Keeper` sees to it."""
         self.read_errors = 0
         self.write_errors = 0
 

@@ -11,7 +11,13 @@ however equal their counters look.
     stale       rejoin                    SPARE               full unless its absence was tracked
     VACANT      join                      SPARE               full
     SPARE       complete                  IN_SYNC
+    SPARE       take_over                 IN_SYNC in the place of the leg that it replaces, which leaves
     stale       remove                    REMOVED
+    VACANT      stand_by                  STANDBY
+    STANDBY     take_place                SPARE               full
+    STANDBY     give_up                   FAULTY              full
+    STANDBY     remove                    VACANT
+    FAULTY      depart                    MISSING             its path is gone, too
 """
 
 import enum
@@ -89,15 +95,63 @@ def rejoin(record: VolumeRecord, number: int, path: str, *, caught_up: bool) -> 
     slot = slot.but(state=LegState.SPARE, path=path, tracked_since=0)
     if not caught_up:
         slot = slot.but(full=True, mark=0)
+    return _with_member(record, number, slot)
+
+
+def join(
+    record: VolumeRecord,
+    number: int,
+    leg: uuid.UUID,
+    path: str,
+    *,
+    replaces: int = -1,
+    write_mostly: bool = False,
+    failfast: bool = False,
+) -> VolumeRecord:
+    """Give a new leg a free slot, as a SPARE that needs everything; to replace another's, if so told."""
+    slot = Slot(
+        LegState.SPARE,
+        leg,
+        full=True,
+        path=path,
+        write_mostly=write_mostly,
+        failfast=failfast,
+        replaces=replaces,
+        place=record.slots[number].place,
+    )
+    return _with_member(record, number, slot)
+
+
+def _with_member(record: VolumeRecord, number: int, slot: Slot) -> VolumeRecord:
+    """Make a slot a member; a leg beyond those wanted is one more that is wanted."""
+    record = record.but(events=record.events + 1).with_slot(number, slot)
+    return record.but(raid_disks=max(record.raid_disks, record.raid_disks - shortage(record)))
+
+
+def shortage(record: VolumeRecord) -> int:
+    """Return how many legs are wanted beyond those in sync or on their way; negative: so many too many.
+
+    A replacement is no leg more while the one that it replaces is in sync.
+    """
+    there = sum(1 for _ in record.where(LegState.IN_SYNC))
+    for number in record.where(LegState.SPARE):
+        replaced = record.slots[number].replaces
+        there += replaced < 0 or record.slots[replaced].state is not LegState.IN_SYNC
+    return record.raid_disks - there
+
+
+def stand_by(record: VolumeRecord, number: int, leg: uuid.UUID, path: str, **flags: bool) -> VolumeRecord:
+    """Give a hot spare a free slot."""
+    slot = Slot(LegState.STANDBY, leg, path=path, place=record.slots[number].place, **flags)
     return record.but(events=record.events + 1).with_slot(number, slot)
 
 
-def join(record: VolumeRecord, number: int, leg: uuid.UUID, path: str) -> VolumeRecord:
-    """Give a new leg a vacant slot, as a SPARE that needs everything."""
-    slot = Slot(LegState.SPARE, leg, full=True, path=path)
-    members = 1 + sum(1 for _ in record.where(LegState.IN_SYNC, LegState.SPARE))
-    record = record.but(events=record.events + 1, raid_disks=max(record.raid_disks, members))
-    return record.with_slot(number, slot)
+def take_place(record: VolumeRecord, number: int, replaces: int = -1) -> VolumeRecord:
+    """A hot spare begins to be recovered, to replace another slot's leg or to fill a gap."""
+    slot = record.slots[number]
+    assert slot.state is LegState.STANDBY
+    slot = slot.but(state=LegState.SPARE, full=True, mark=0, replaces=replaces)
+    return _with_member(record, number, slot)
 
 
 def complete(record: VolumeRecord, number: int) -> VolumeRecord:
@@ -105,19 +159,60 @@ def complete(record: VolumeRecord, number: int) -> VolumeRecord:
     slot = record.slots[number]
     assert slot.state is LegState.SPARE
     record = record.but(events=record.events + 1)
-    record = record.with_slot(number, slot.but(state=LegState.IN_SYNC, mark=0, full=False, tracked_since=0))
+    done = slot.but(state=LegState.IN_SYNC, mark=0, full=False, tracked_since=0, replaces=-1)
+    record = record.with_slot(number, done)
+    return forget_absent(record)
+
+
+def forget_absent(record: VolumeRecord) -> VolumeRecord:
+    """At full strength, legs that went away are forgotten; what failed stays, to be seen."""
     if record.degraded or any(record.where(LegState.SPARE)):
         return record
     for other in record.where(LegState.REMOVED, LegState.MISSING):
-        record = record.with_slot(other, Slot())
+        record = record.with_slot(other, record.slots[other].vacated())
     for other in record.where(LegState.FAULTY):
         record = record.with_slot(other, record.slots[other].but(tracked_since=0))
     return record
 
 
-def remove(record: VolumeRecord, number: int) -> VolumeRecord:
-    """Take a stale leg out; its slot stays remembered, so that it may be re-added."""
+def take_over(record: VolumeRecord, number: int, generation: uuid.UUID, time_us: int) -> VolumeRecord:
+    """A replacement is ready: the leg that it replaces leaves, if it is a member, and they change places."""
+    replaced = record.slots[number].replaces
+    places = record.place(number), record.place(replaced)
+    if record.slots[replaced].state.is_member:
+        record = leave(record, [replaced], LegState.FAULTY, generation, time_us)
+    record = complete(record, number)
+    for other, slot in enumerate(record.slots):
+        if slot.replaces == replaced:
+            record = record.with_slot(other, slot.but(replaces=-1))
+    record = record.with_slot(number, record.slots[number].but(place=places[1]))
+    return record.with_slot(replaced, record.slots[replaced].but(place=places[0], want_replacement=False))
+
+
+def resize(record: VolumeRecord, raid_disks: int) -> VolumeRecord:
+    """Change how many legs are wanted: not below those that there are."""
+    return forget_absent(record.but(events=record.events + 1, raid_disks=raid_disks))
+
+
+def give_up(record: VolumeRecord, number: int) -> VolumeRecord:
+    """A hot spare has failed."""
     slot = record.slots[number]
+    assert slot.state is LegState.STANDBY
+    return record.but(events=record.events + 1).with_slot(number, slot.but(state=LegState.FAULTY, full=True))
+
+
+def depart(record: VolumeRecord, number: int) -> VolumeRecord:
+    """A leg that failed is not even there: it is missing, and may come back by itself."""
+    slot = record.slots[number]
+    assert slot.state is LegState.FAULTY
+    return record.but(events=record.events + 1).with_slot(number, slot.but(state=LegState.MISSING))
+
+
+def remove(record: VolumeRecord, number: int) -> VolumeRecord:
+    """Take out a stale leg, whose slot stays remembered so that it may be re-added, or a hot spare."""
+    slot = record.slots[number]
+    if slot.state is LegState.STANDBY:
+        return record.but(events=record.events + 1).with_slot(number, slot.vacated())
     assert slot.state.is_stale
     return record.but(events=record.events + 1).with_slot(number, slot.but(state=LegState.REMOVED))
 
@@ -128,8 +223,11 @@ def advance(record: VolumeRecord, number: int, mark: int) -> VolumeRecord:
 
 
 def free_slot(record: VolumeRecord) -> int | None:
-    """Return the number for a new leg: the lowest vacant one, else the lowest that was removed."""
-    return next(record.where(LegState.VACANT), next(record.where(LegState.REMOVED), None))
+    """Return the number for a new leg: the vacant one of the lowest place, else of one that was removed."""
+    vacant = sorted(record.where(LegState.VACANT), key=record.place)
+    replaced = {slot.replaces for slot in record.slots}
+    removed = (n for n in record.where(LegState.REMOVED) if n not in replaced)
+    return vacant[0] if vacant else next(removed, None)
 
 
 def needs_tracking(record: VolumeRecord) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from mirrorfs.errors import LegError
+from mirrorfs.errors import LegError, Refused
 from mirrorfs.leg.base import Buffer
 from mirrorfs.limits import PAGE, SECTOR
 from mirrorfs.sim.violation import Violation
@@ -351,6 +351,12 @@ class CrashLeg:
         await self.write(offset, bytes(length))
 
     async def allocate(self, offset: int, length: int) -> None:
+        pass
+
+    async def move(self, path: str) -> str:
+        raise Refused(errno.EXDEV, 'simulated legs stay where they are')
+
+    async def moved(self, old: str) -> None:
         pass
 
     async def departed(self, needed: int) -> str:

@@ -14,6 +14,7 @@ from mirrorfs.sim.faults import Fault, Key
 from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.simlane import LaneWorld
 from mirrorfs.sim.world import CHUNK_BLOCKS, PAUSES, World
+from mirrorfs.volume.admin import FLAGS
 
 STOP = 'stop'
 
@@ -204,9 +205,16 @@ class Composer:
                 return (name, self._disk())
             case 'readd':
                 return (name, rng.choice(('missing', self._disk())))
-            case 'add':
-                self.disks = min(self.disks + 1, 4)
-                return (name, self.disks - 1)
+            case 'add' | 'spare':
+                return (name, self._new_disk())
+            case 'replace':
+                return (name, self._disk(), rng.choice((self._new_disk(), -1)))
+            case 'flag':
+                return (name, self._disk(), rng.choice(FLAGS), rng.random() < 0.7)
+            case 'block':
+                return (name, self._disk(), rng.choice((0.5, 5.0)))
+            case 'raid-disks':
+                return (name, rng.randrange(1, 4))
             case 'grow':
                 self.chunks = min(self.chunks + rng.randrange(1, 3), 6)
                 return (name, self.chunks)
@@ -228,6 +236,10 @@ class Composer:
         if rng.random() < 0.15:
             start, count = chunk * CHUNK_BLOCKS, CHUNK_BLOCKS
         return start, min(count, blocks - start)
+
+    def _new_disk(self) -> int:
+        self.disks = min(self.disks + 1, 5)
+        return self.disks - 1
 
     def _disk(self) -> int:
         return self.rng.randrange(self.disks)
@@ -287,6 +299,11 @@ _RUNNING = {
     'readd': 8,
     'remove': 2,
     'add': 2,
+    'spare': 2,
+    'replace': 3,
+    'flag': 2,
+    'block': 1,
+    'raid-disks': 1,
     'grow': 2,
     'sweep': 5,
     'sleep': 4,

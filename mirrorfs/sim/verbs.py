@@ -6,6 +6,7 @@ are numbers, chunks are of `CHUNK` bytes.
 
 import errno
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -125,6 +126,43 @@ async def _add(world: World, number: int) -> None:
     await _admin(world, world.admin.add, f'/sim/d{number}')
 
 
+async def _spare(world: World, number: int) -> None:
+    """A disk becomes a hot spare."""
+    await _admin(world, partial(world.admin.add, spare=True), f'/sim/d{number}')
+
+
+async def _replace(world: World, slot: int, number: int) -> None:
+    """A disk, or a spare, is to take the place of a leg."""
+    word = f'/sim/d{number}' if number >= 0 else 'spare'
+    await _admin(world, partial(world.admin.replace, str(slot)), word)
+
+
+async def _flag(world: World, slot: int, flag: str, value: bool) -> None:
+    """A word on a leg: write_mostly, failfast, want_replacement."""
+
+    async def say(word: str) -> None:
+        await world.admin.set_flag(world.admin.find(word), flag, value)
+
+    await _admin(world, say, slot)
+
+
+async def _block(world: World, slot: int, seconds: float) -> None:
+    """No writes, for some time."""
+
+    async def block(word: str) -> None:
+        number = world.admin.find(word)
+        await world.admin.block(number)
+        await trio.sleep(seconds)
+        await world.admin.unblock(number)
+
+    await _admin(world, block, slot)
+
+
+async def _raid_disks(world: World, count: int) -> None:
+    """Another number of legs is wanted."""
+    await _admin(world, lambda word: world.admin.set_raid_disks(int(word)), count)
+
+
 async def _admin(world: World, verb: Callable[[str], Awaitable[None]], word: int | str) -> None:
     try:
         await verb(str(word))
@@ -210,10 +248,14 @@ async def _vanish(world: World, number: int) -> None:
     """A disk fails every call, from now until `appear`."""
     world.gone.add(f'd{number}')
     world.troubled = True
+    if f'd{number}' in world.disks:
+        world.disks[f'd{number}'].departed = 'is gone'
 
 
 async def _appear(world: World, number: int) -> None:
     world.gone.discard(f'd{number}')
+    if f'd{number}' in world.disks:
+        world.disks[f'd{number}'].departed = ''
 
 
 async def _exchange(world: World, number: int) -> None:
@@ -264,8 +306,11 @@ async def _welcome_back(world: World) -> None:
                 await trio.sleep(1)
         apart = world.checkers.grew_apart(name)
         try:
-            await world.admin.re_add(str(slot))
+            await world.admin.re_add(str(world.volume.record.place(slot)))
         except Refused as refusal:
+            if slot in keeper.members:  # it has come back by itself
+                await _quiet(world)
+                continue
             if apart and refusal.errno == errno.EINVAL:
                 continue
             raise Violation('operator', f'slot {slot} may not come back: {refusal}') from refusal
@@ -296,6 +341,11 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'readd': _readd,
     'remove': _remove,
     'add': _add,
+    'spare': _spare,
+    'replace': _replace,
+    'flag': _flag,
+    'block': _block,
+    'raid-disks': _raid_disks,
     'grow': _grow,
     'sweep': _sweep,
     'sleep': _sleep,

@@ -1,63 +1,83 @@
-"""The verbs that change a volume's legs: add, remove, fail, re-add.
+"""The verbs that change a volume's legs: add, remove, fail, re-add, replace, move, and the words on them.
 
 A refused verb raises Refused and has changed nothing.  Verbs of one volume go one after another.
 """
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from mirrorfs import limits
-from mirrorfs.errors import BadMetadata, Refused
-from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN, UNZEROED
+from mirrorfs.errors import Refused
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
-from mirrorfs.mirror.formatting import format_leg, read_super
-from mirrorfs.mirror.membership import Kinship, kinship
-from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.mirror.formatting import format_leg
+from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
-from mirrorfs.volume.lifecycle import Started
-from mirrorfs.volume.volume import make_room
+from mirrorfs.volume.joining import Joiner
+from mirrorfs.volume.lifecycle import Spare, Started
+
+FLAGS = ('write_mostly', 'failfast', 'want_replacement')
+"""What an admin can say of a leg, durably."""
 
 
 class Admin:
-    """Changes the legs of one started volume."""
+    """Changes the legs of one started volume.  `standby` are its hot spares, open and locked."""
 
     def __init__(self, started: Started, opener: Opener) -> None:
         self._started = started
         self._volume = started.volume
         self._opener = opener
+        self._joiner = Joiner(started)
         self._turn = trio.Lock()
+        self.standby: dict[int, Spare] = dict(started.standby)
+        self.hurry = trio.Event()
+        """Set when a spare is wanted at once, by the admin's word."""
+
+    def close(self) -> None:
+        """Let go of the hot spares."""
+        for spare in self.standby.values():
+            spare.leg.close()
+        self.standby.clear()
+
+    @property
+    def _record(self) -> VolumeRecord:
+        return self._volume.record
 
     def find(self, word: str) -> int:
-        """Return the slot that a word names: its number, its leg's path or UUID (or the start of it).
+        """Return the slot that a word names: its place, its leg's path or UUID (or the start of it).
 
         Raises Refused(ENOENT).
         """
-        slots = self._volume.record.slots
+        record, slots = self._record, self._record.slots
         known = [n for n, slot in enumerate(slots) if slot.state is not LegState.VACANT]
-        if word.isascii() and word.isdigit() and int(word) in known:
-            return int(word)
+        if word.isascii() and word.isdigit() and (number := record.at_place(int(word))) in known:
+            assert number is not None
+            return number
         for number in known:
             if slots[number].path and os.path.abspath(word) == os.path.abspath(slots[number].path):
                 return number
         alike = [n for n in known if len(word) >= 4 and str(slots[n].leg).startswith(word.lower())]
         if len(alike) == 1:
             return alike[0]
-        have = ', '.join(f'{n} ({slots[n].path})' for n in known)
+        have = ', '.join(f'{record.place(n)} ({slots[n].path})' for n in sorted(known, key=record.place))
         raise Refused(errno.ENOENT, f'{self._volume.name} has no leg {word!r}; it has {have}')
 
+    # Out
+
     async def fail(self, word: str) -> None:
-        """Expel a leg.  EBUSY for the last one in sync."""
+        """Expel a leg, or give up a hot spare.  EBUSY for the last one in sync."""
         async with self._turn:
             slot = self.find(word)
             keeper = self._volume.keeper
+            if slot in self.standby:
+                await self._give_up_spare(slot, 'failed by the admin')
+                return
             if slot not in keeper.members and slot not in keeper.absent:
-                state = self._volume.record.slots[slot].state.word
+                state = self._record.slots[slot].state.word
                 raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state} already')
             self._refuse_last(slot, word)
             await keeper.open_session()
@@ -71,25 +91,92 @@ class Admin:
             raise Refused(errno.EBUSY, message)
 
     async def remove(self, word: str) -> None:
-        """Take a stale leg out.  EBUSY while it is in use."""
+        """Take out a stale leg or a hot spare; ``failed``: all those, ``detached``: all that are not there.
+
+        EBUSY for a leg that is in use, ENOENT where there is none such.
+        """
         async with self._turn:
+            if word in ('failed', 'detached'):
+                await self._remove_all(word)
+                return
             slot = self.find(word)
-            state = self._volume.record.slots[slot].state
-            if not state.is_stale:
+            state = self._record.slots[slot].state
+            if not state.is_stale and state is not LegState.STANDBY:
                 message = f'leg {word} of {self._volume.name} is {state.word}; fail it before removing it'
                 raise Refused(errno.EBUSY, message)
-            keeper = self._volume.keeper
-            await keeper.open_session()
-            keeper.record = membership.remove(keeper.record, slot)
-            await keeper.settle()
-            self._volume.emit('Removed', self._volume.name, keeper.record.slots[slot].path)
+            await self._remove([slot])
 
-    async def add(self, path: str, *, force: bool = False) -> None:
+    async def _remove_all(self, word: str) -> None:
+        slots = list(self._record.where(LegState.FAULTY))
+        if word == 'detached':
+            stale = self._record.where(LegState.FAULTY, LegState.MISSING)
+            slots = [n for n in stale if await self._opener.probe(self._record.slots[n].path) is None]
+        if not slots:
+            raise Refused(errno.ENOENT, f'no leg of {self._volume.name} is {word}')
+        await self._remove(slots)
+
+    async def _remove(self, slots: list[int]) -> None:
+        keeper = self._volume.keeper
+        await keeper.open_session()
+        for slot in slots:
+            path = keeper.record.slots[slot].path
+            keeper.record = membership.remove(keeper.record, slot)
+            if spare := self.standby.pop(slot, None):
+                spare.leg.close()
+            self._volume.emit('Removed', self._volume.name, path)
+        await keeper.settle()
+
+    # In
+
+    async def add(
+        self,
+        path: str,
+        *,
+        force: bool = False,
+        spare: bool = False,
+        write_mostly: bool = False,
+        failfast: bool = False,
+    ) -> None:
         """Add a leg: one that left is taken back, any other gets all that was ever written.
 
-        EEXIST for a foreign signature without `force`, ENOSPC if too small, EBUSY if in use or full.
+        As a `spare` it waits, empty, until it takes the place of a leg that is gone.  EEXIST for a foreign
+        signature without `force`, ENOSPC if too small, EBUSY if in use or full.
         """
-        await self._in_turn(lambda: self._add(path, force))
+        flags = {'write_mostly': write_mostly, 'failfast': failfast}
+
+        def fresh(slot: int, identity: Slot) -> Callable[[VolumeRecord], VolumeRecord]:
+            if spare:
+                return lambda r: membership.stand_by(r, slot, identity.leg, identity.path, **flags)
+            return lambda r: membership.join(r, slot, identity.leg, identity.path, **flags)
+
+        await self._in_turn(lambda: self._add(path, force, fresh, spare=spare))
+
+    async def replace(self, word: str, path: str, *, force: bool = False) -> None:
+        """Bring a new leg up to date and let it take the place of another, which serves until then.
+
+        `path` may be that of a hot spare, or ``spare`` for any.  EBUSY where a replacement is under way.
+        """
+        await self._in_turn(lambda: self._replace(word, path, force))
+
+    async def _replace(self, word: str, path: str, force: bool) -> None:
+        record = self._record
+        old = self.find(word)
+        state = record.slots[old].state
+        if state in (LegState.SPARE, LegState.STANDBY, LegState.SPLIT):
+            raise Refused(errno.EBUSY, f'leg {word} of {record.name} is {state.word}; that is not replaced')
+        if any(s.state is LegState.SPARE and s.replaces == old for s in record.slots):
+            raise Refused(errno.EBUSY, f'leg {word} of {record.name} is being replaced already')
+        for slot in sorted(self.standby):
+            if path in ('spare', record.slots[slot].path):
+                await self.take_place(slot, replaces=old)
+                return
+        if path == 'spare':
+            raise Refused(errno.ENOENT, f'{record.name} has no spare')
+
+        def fresh(slot: int, identity: Slot) -> Callable[[VolumeRecord], VolumeRecord]:
+            return lambda r: membership.join(r, slot, identity.leg, identity.path, replaces=old)
+
+        await self._add(path, force, fresh, anew=True)
 
     async def _in_turn(self, join: Callable[[], Awaitable[None]]) -> None:
         """Let a leg join; anew where legs were expelled, or recovered, by themselves meanwhile."""
@@ -102,185 +189,241 @@ class Admin:
                     if refusal.errno != errno.EAGAIN or not others:
                         raise
 
-    async def _add(self, path: str, force: bool) -> None:
-        record = self._volume.record
+    async def _add(
+        self,
+        path: str,
+        force: bool,
+        fresh: Callable[[int, Slot], Callable[[VolumeRecord], VolumeRecord]],
+        *,
+        spare: bool = False,
+        anew: bool = False,
+    ) -> None:
+        """Open a leg and let it join; `anew` even if it is one that left (md's add-spare never re-adds)."""
+        record = self._record
         slot = membership.free_slot(record)
         members = sum(1 for _ in record.where(LegState.IN_SYNC, LegState.SPARE))
-        if slot is None or members >= limits.LEGS_MAX:
+        if slot is None or (members >= limits.LEGS_MAX and not spare):
             raise Refused(errno.EBUSY, f'{self._volume.name} has {members} legs; it can have no more')
         path = os.path.abspath(path)
         layout = wibm.new_layout(record.size, record.chunk_size)
         needed = layout.data_offset + record.size
-        leg, created = await self._opener.open(path, create_size=needed)
+        leg, created = await self._open(path, needed)
         try:
-            old = None if created or force else await self._own_slot(leg)
+            takes_back = not (created or force or spare or anew)
+            old = await self._joiner.own_slot(leg) if takes_back else None
             if old is not None:
-                await self._take_back(old, leg)
+                await self._joiner.take_back(old, leg)
                 return
             await check_new_leg(self._opener, leg, created, needed, force=force)
-            identity = self._volume.keeper.new_uuid()
-            with self._deadline(leg):
-                zeroed = await leg.erase(layout.data_offset, record.size)
-            await self._volume.keeper.open_session()
-            await self._join(slot, leg, layout, lambda r: membership.join(r, slot, identity, path), zeroed)
+            transition = fresh(slot, Slot(leg=self._volume.keeper.new_uuid(), path=path))
+            if spare:
+                await self._stand_by(slot, leg, layout, transition)
+            else:
+                await self._joiner.new(slot, leg, layout, transition)
         except BaseException:
-            if not self._is_member(leg):
+            if not self._in_use(leg):
                 leg.close()
                 if created:
                     await self._opener.discard_new(leg)
             raise
+
+    async def _open(self, path: str, create_size: int = 0) -> tuple[Leg, bool]:
+        """As `Opener.open`, in bounded time."""
+        patience = self._volume.keeper.leg_timeout
+        with trio.move_on_after(patience):
+            return await self._opener.open(path, create_size=create_size)
+        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
+
+    def _in_use(self, leg: Leg) -> bool:
+        return self._joiner.is_member(leg) or any(spare.leg is leg for spare in self.standby.values())
 
     async def re_add(self, word: str) -> None:
         """Take back a leg that left, or all for `missing`; copies what changed meanwhile where known."""
         if word == 'missing':
             await self._re_add_missing()
             return
-        await self._in_turn(lambda: self._re_add(word))
+        await self._in_turn(lambda: self._re_add(self.find(word)))
 
-    async def _re_add(self, word: str) -> None:
-        slot = self.find(word)
-        if slot in self._volume.keeper.members:
-            state = self._volume.record.slots[slot].state
-            raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is {state.word} already')
-        await self._await_quarantine(slot)
-        leg, _ = await self._opener.open(self._volume.record.slots[slot].path)
+    async def welcome_back(self, slot: int, *, partial: bool) -> None:
+        """Take back a leg that is there again, if no other has taken its place; see `Joiner.take_back`."""
+        async with self._turn:
+            if slot in self._volume.keeper.absent:
+                await self._volume.keeper.open_session()  # has its absence recorded
+            if membership.shortage(self._record) > 0 and self._record.slots[slot].state is LegState.MISSING:
+                await self._re_add(slot, partial=partial)
+
+    async def _re_add(self, slot: int, *, partial: bool = False) -> None:
+        name, place = self._volume.name, self._record.place(slot)
+        state = self._record.slots[slot].state
+        if slot in self._volume.keeper.members or slot in self.standby:
+            raise Refused(errno.EBUSY, f'leg {place} of {name} is {state.word} already')
+        if state is LegState.SPLIT:
+            raise Refused(errno.EBUSY, f'leg {place} of {name} is split off; merge it')
+        await self._joiner.await_quarantine(slot)
+        leg, _ = await self._open(self._record.slots[slot].path)
         try:
-            await self._take_back(slot, leg)
+            await self._joiner.take_back(slot, leg, partial=partial)
         except BaseException:
-            if not self._is_member(leg):
+            if not self._joiner.is_member(leg):
                 leg.close()
             raise
 
-    def _is_member(self, leg: Leg) -> bool:
-        return any(member.leg is leg for member in self._volume.members)
-
-    @contextmanager
-    def _deadline(self, leg: Leg) -> Iterator[None]:
-        """Bound what a leg that is to join may keep others waiting for.  Raises Refused(ETIMEDOUT)."""
-        patience = self._volume.keeper.leg_timeout
-        with trio.move_on_after(patience) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {patience:g} s')
-
     async def _re_add_missing(self) -> None:
-        record = self._volume.record
+        record = self._record
         absent = sorted(self._volume.keeper.absent)
-        slots = [n for n, slot in enumerate(record.slots) if slot.state.is_stale or n in absent]
+        away = (LegState.FAULTY, LegState.MISSING, LegState.REMOVED)
+        slots = [n for n, slot in enumerate(record.slots) if slot.state in away or n in absent]
         refusals = []
         for slot in slots:
             try:
-                await self.re_add(str(slot))
+                await self._in_turn(lambda slot=slot: self._re_add(slot))  # type: ignore[misc]
             except Refused as refusal:
                 refusals.append(refusal)
         if len(refusals) == len(slots):
             raise refusals[0] if refusals else Refused(errno.ENOENT, f'no leg of {record.name} is missing')
 
-    async def _await_quarantine(self, slot: int) -> None:
-        """A leg with a call in the kernel must not come back: the call may land on it at any time."""
-        member = self._volume.keeper.quarantine.get(slot)
-        if member:
-            await self._volume.hot.settle()
-            member.leg.close()
-        with trio.move_on_after(limits.QUARANTINE_PATIENCE):
-            while member and member.leg.calls:
-                await trio.sleep(0.05)
-        if member and member.leg.calls:
-            message = f'{member.leg.path} still has {member.leg.calls} calls under way from before it failed'
-            raise Refused(errno.EBUSY, message)
+    # Hot spares
 
-    async def _own_slot(self, leg: Leg) -> int | None:
-        """Return the stale slot that a leg's own superblock shows it to belong to, if any."""
-        try:
-            sup, _ = await read_super(leg)
-        except BadMetadata:
-            return None
-        record = self._volume.record
-        if sup.record.uuid != record.uuid:
-            return None
-        return next((n for n, s in enumerate(record.slots) if s.leg == sup.leg and s.state.is_stale), None)
-
-    async def _take_back(self, slot: int, leg: Leg) -> None:
-        """Let an opened leg rejoin as `slot`.  Raises Refused before anything is written."""
-        volume = self._volume
-        sup = await self._check_kin(slot, leg)
-        await volume.keeper.open_session()
-        record = volume.record
-        caught_up = membership.can_catch_up(record, slot, sup.record)
-        base = sup.layout.data_offset
-        known = sup.record.size if caught_up else 0
-        """Up to here the leg is as the log says, or will be: beyond, it may hold anything."""
-        with self._deadline(leg):
-            zeroed = known == record.size or await make_room(leg, base + known, base + record.size)
-
-        def rejoin(record: VolumeRecord) -> VolumeRecord:
-            forgotten = not record.slots[slot].state.is_stale  # another leg took its place just now
-            if forgotten or membership.can_catch_up(record, slot, sup.record) != caught_up:
-                raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
-            return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
-
-        await self._join(slot, leg, sup.layout, rejoin, zeroed)
-
-    async def _check_kin(self, slot: int, leg: Leg) -> wibm.LegSuper:
-        record, path = self._volume.record, leg.path
-        try:
-            sup, _ = await read_super(leg)
-        except BadMetadata as bad:
-            raise Refused(errno.EINVAL, f'{path}: {bad}; use add to make it a new leg') from None
-        theirs = sup.record
-        if theirs.uuid != record.uuid:
-            found = f'{path} belongs to volume {theirs.name} ({theirs.uuid})'
-            raise Refused(errno.EINVAL, f'{found}, not to {record.name} ({record.uuid})')
-        if sup.leg != record.slots[slot].leg:
-            message = f'{path} is leg {sup.leg}, slot {slot} of {record.name} is leg {record.slots[slot].leg}'
-            raise Refused(errno.EINVAL, message)
-        if kinship(theirs.lineage, record.lineage) not in (Kinship.SAME, Kinship.ANCESTOR):
-            raise Refused(
-                errno.EINVAL,
-                f'{path} was changed apart: it has generation {theirs.lineage[-1].uuid} (events '
-                f'{theirs.events}), {record.name} has {record.lineage[-1].uuid} (events {record.events}); '
-                'to give up what it has, remove it and add it with --force',
-            )
-        if leg.size < sup.needed_size:
-            # It may have been cut short and grown again by others: what it lost then nobody knows.
-            found = f'{path} has {leg.size} bytes, it had {sup.needed_size} at least; give it back its size'
-            raise Refused(errno.ENOSPC, f'{found}, or remove it and add it with --force')
-        return sup
-
-    async def _join(
+    async def _stand_by(
         self,
         slot: int,
         leg: Leg,
         layout: wibm.Layout,
         transition: Callable[[VolumeRecord], VolumeRecord],
-        zeroed: bool,
     ) -> None:
-        """Make a leg a member by a transition of the record, with no write in flight that it would miss."""
-        volume, keeper = self._volume, self._volume.keeper
-        async with volume.exclusive(0, len(volume.log) - 1):
-            before = keeper.record
-            joined = self._allowed(slot, transition, before)
-            if not zeroed:
-                volume.log.update_chunks(volume.log.where(UNWRITTEN), set_=UNZEROED)
-            volume.log.update_chunks(volume.log.where(DIRTY, UNWRITTEN), set_=MODIFIED)
-            identity = joined.slots[slot].leg
-            serial = keeper.next_serial()
-            with self._deadline(leg):
-                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial)
-            if keeper.record.events != before.events:  # a leg was expelled, or recovered, meanwhile
-                raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
-            keeper.record = transition(keeper.record)
-            keeper.members[slot] = member
-            keeper.quarantine.pop(slot, None)
-            volume.legs_changing()
-            await keeper.commit()
-        self._started.rebuilder.wake()
+        """Make a leg a hot spare: it bears our superblock, and gets nothing else until it is needed."""
+        keeper = self._volume.keeper
+        await keeper.open_session()
+        record = transition(keeper.record)
+        identity, serial = record.slots[slot].leg, keeper.next_serial()
+        with self._joiner.deadline(leg):
+            await format_leg(leg, identity, slot, layout, self._volume.log, record, serial)
+        if keeper.record.slots[slot].state not in (LegState.VACANT, LegState.REMOVED):
+            raise Refused(errno.EAGAIN, f'{self._volume.name} just changed; try again')
+        keeper.record = transition(keeper.record)
+        self.standby[slot] = Spare(leg, layout)
+        await keeper.settle()
+        self._volume.emit('SpareAdded', self._volume.name, leg.path)
 
-    def _allowed(
-        self, slot: int, transition: Callable[[VolumeRecord], VolumeRecord], record: VolumeRecord
-    ) -> VolumeRecord:
-        """Return the record after a transition; EAGAIN where the slot is no longer there to be taken."""
-        state = record.slots[slot].state
-        if state.is_member or self._volume.broken:
-            raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
-        return transition(record)
+    async def fill_gap(self, replaces: int = -1) -> bool:
+        """Let a hot spare take the place of a leg that is gone, or that wants to be replaced.
+
+        Return whether one did.  Raises OSError.
+        """
+        async with self._turn:
+            for slot in sorted(self.standby):
+                wanted = replaces >= 0 or membership.shortage(self._record) > 0
+                if not wanted:
+                    return False
+                try:
+                    await self.take_place(slot, replaces=replaces)
+                    return True
+                except Refused as refusal:
+                    if refusal.errno == errno.EAGAIN:
+                        return False
+                    await self._give_up_spare(slot, str(refusal))
+        return False
+
+    async def take_place(self, slot: int, *, replaces: int = -1) -> None:
+        """Begin to recover a hot spare.  Raises Refused; EAGAIN where the volume has just changed."""
+        spare = self.standby[slot]
+        record, needed = self._record, spare.layout.data_offset + self._record.size
+        if spare.leg.size < needed or spare.layout.chunks_max < record.chunks:
+            message = f'{spare.leg.path} has become too small: {needed} bytes are needed, with a log to match'
+            raise Refused(errno.ENOSPC, message)
+
+        def transition(record: VolumeRecord) -> VolumeRecord:
+            return membership.take_place(record, slot, replaces)
+
+        try:
+            await self._joiner.new(slot, spare.leg, spare.layout, transition)
+        except OSError as error:
+            if not self._joiner.is_member(spare.leg):
+                reason = f'{spare.leg.path}: {error.strerror or error}'
+                raise Refused(error.errno or errno.EIO, reason) from None
+            raise
+        finally:
+            if self._joiner.is_member(spare.leg):
+                del self.standby[slot]
+
+    async def _give_up_spare(self, slot: int, why: str) -> None:
+        spare, keeper = self.standby.pop(slot), self._volume.keeper
+        spare.leg.close()
+        self._volume.emit('FailSpare', self._volume.name, spare.leg.path, why)
+        await keeper.open_session()
+        keeper.record = membership.give_up(keeper.record, slot)
+        await keeper.settle()
+
+    # Words on legs
+
+    async def set_flag(self, slot: int, flag: str, value: bool) -> None:
+        """Say of a leg that it is write-mostly, failfast, or wants a replacement; see `FLAGS`."""
+        volume, keeper = self._volume, self._volume.keeper
+        async with self._turn:
+            if getattr(self._record.slots[slot], flag) == value:
+                return
+            await keeper.open_session()
+            async with volume.exclusive(0, len(volume.log) - 1):
+                changed = keeper.record.slots[slot].but(**{flag: value})
+                keeper.record = keeper.record.but(events=keeper.record.events + 1).with_slot(slot, changed)
+                volume.legs_changing()
+                await keeper.settle()
+        self.hurry.set()
+
+    async def block(self, slot: int) -> None:
+        """Hold up all writes until `unblock`.  EBUSY for a leg that gets none."""
+        if slot not in self._volume.keeper.members:
+            raise Refused(errno.EBUSY, f'leg {self._record.place(slot)} of {self._volume.name} is not in use')
+        await self._volume.block(slot)
+
+    async def unblock(self, slot: int) -> None:
+        self._volume.unblock(slot)
+        await trio.lowlevel.checkpoint()
+
+    async def set_raid_disks(self, count: int) -> None:
+        """Change how many legs are wanted.  EINVAL for what cannot be, EBUSY below those that there are."""
+        if not 1 <= count <= limits.LEGS_MAX:
+            raise Refused(errno.EINVAL, f'{count} legs; a volume has 1 to {limits.LEGS_MAX}')
+        async with self._turn:
+            keeper = self._volume.keeper
+            await keeper.open_session()
+            there = keeper.record.raid_disks - membership.shortage(keeper.record)
+            if count < there:
+                message = f'{self._volume.name} has {there} legs; fail and remove some before it has {count}'
+                raise Refused(errno.EBUSY, message)
+            if count == keeper.record.raid_disks:
+                return
+            keeper.record = membership.resize(keeper.record, count)
+            await keeper.settle()
+            await self._volume.forget_modified()
+        self.hurry.set()
+
+    async def move(self, word: str, path: str) -> None:
+        """A leg lies at another path, or shall: a file of the same filesystem is moved there.
+
+        EEXIST for a path where something else is, EXDEV for one on another filesystem (use replace), EINVAL
+        where a leg that is away is not what lies there.
+        """
+        path = os.path.abspath(path)
+        async with self._turn:
+            slot = self.find(word)
+            keeper = self._volume.keeper
+            leg = self.standby[slot].leg if slot in self.standby else None
+            leg = keeper.members[slot].leg if slot in keeper.members else leg
+            if leg is None:
+                await self._check_moved(slot, path)
+            old = await leg.move(path) if leg else ''
+            await keeper.open_session()
+            keeper.record = keeper.record.with_slot(slot, keeper.record.slots[slot].but(path=path))
+            await keeper.commit()
+            if leg:
+                await leg.moved(old)
+            self._volume.emit('LegMoved', self._volume.name, path)
+
+    async def _check_moved(self, slot: int, path: str) -> None:
+        leg, _ = await self._open(path)
+        try:
+            if await self._joiner.own_slot(leg) != slot:
+                raise Refused(errno.EINVAL, f'{path} is not leg {self._record.place(slot)}')
+        finally:
+            leg.close()

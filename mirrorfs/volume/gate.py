@@ -91,7 +91,7 @@ class LaneGate:
         targets = {slot: _target(member) for slot, member in members.items()}
         usable = all(target is not None for target in targets.values())
         self._table.targets = tuple(targets.values()) if usable else ()
-        homes = (_home(members[slot]) for slot in self.keeper.in_sync)
+        homes = (_home(members[slot]) for slot in self.keeper.homes)
         self._table.homes = tuple(home for home in homes if home) if usable else ()
 
     def legs_changing(self) -> None:

@@ -17,7 +17,7 @@ from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import Plan, assemble
 from mirrorfs.mirror.keeper import Keeper, RecordStore
 from mirrorfs.mirror.member import Member
-from mirrorfs.model import VolumeRecord
+from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume import doubt
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.rebuild import Rebuilder
@@ -34,10 +34,20 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Spare:
+    """A hot spare: opened, and where things will be on it."""
+
+    leg: Leg
+    layout: wibm.Layout
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a mount decides for all its volumes.  The two functions are replaced by simulations."""
 
     leg_timeout: float = limits.LEG_TIMEOUT
+    look_interval: float = limits.LOOK_INTERVAL
+    """Seconds between looks after legs (`watching`, `spares`); 0: nobody looks."""
     clock: Callable[[], int] = field(default=lambda: time.time_ns() // 1000)
     new_uuid: Callable[[], uuid.UUID] = uuid.uuid4
 
@@ -50,6 +60,8 @@ class Started:
     plan: Plan
     rebuilder: Rebuilder
     clearer: Clearer
+    standby: Mapping[int, Spare]
+    """The hot spares at hand, by slot."""
     _store_first: bool
     """Whether something must be durable before the volume may be used."""
 
@@ -143,7 +155,7 @@ async def start(
     async with trio.open_nursery() as nursery:
         for slot in plan.members:
             nursery.start_soon(load, slot)
-    in_sync = sorted(slot for slot in members if plan.record.slots[slot].state.name == 'IN_SYNC')
+    in_sync = sorted(slot for slot in members if plan.record.slots[slot].state is LegState.IN_SYNC)
     if not in_sync:
         raise Refused(errno.EIO, f'{pool_record.name}: no leg that is in sync can be read')
     if active and len(in_sync) == 1:
@@ -171,4 +183,6 @@ async def start(
     # A leg that is away may hold a newer log, of a commit that a crash cut short: it must not come back as an
     # equal after what is here has been read.
     store_first = doubtful or differ or force or (active and bool(absent))
-    return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
+    idle = plan.record.where(LegState.STANDBY)
+    standby = {n: Spare(found[n].leg, found[n].sup.layout) for n in idle if n in found}
+    return Started(volume, plan, Rebuilder(volume), Clearer(volume), standby, store_first)

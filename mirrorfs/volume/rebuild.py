@@ -195,14 +195,14 @@ class Rebuilder:
 
     async def _complete(self, slot: int) -> None:
         volume, keeper = self._volume, self._volume.keeper
-        keeper.record = membership.complete(volume.record, slot)
-        volume.legs_changing()
+        replaced = volume.record.slots[slot].replaces
+        if replaced >= 0:
+            keeper.take_over(slot)
+        else:
+            keeper.record = membership.complete(volume.record, slot)
+            volume.legs_changing()
         await keeper.settle()
-        if not membership.needs_tracking(volume.record):
-            # In a commit of its own: pages become durable before superblocks, and a superblock that still
-            # promises to catch up a leg must find what that leg lacks.
-            volume.log.update_chunks(volume.log.where(MODIFIED), clear=MODIFIED)
-            await keeper.commit()
+        await volume.forget_modified()
 
     # Both
 

@@ -52,7 +52,7 @@ class Volume:
         self.log = log
         self.locks = ChunkLocks()
         self.hot = HotTable(record.size, record.chunk_size)
-        self.gate = LaneGate(self.hot, log, self.locks, lambda: not self.broken)
+        self.gate = LaneGate(self.hot, log, self.locks, lambda: not (self.broken or self._blocked))
         self.lookahead = Lookahead()
         self.counters = Counters()
         self.emit = emit
@@ -64,6 +64,9 @@ class Volume:
         self._full_source: dict[int, int] = {}
         """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
         self._growing = trio.Lock()
+        self._blocked: set[int] = set()
+        self._unblocked = trio.Event()
+        self._unblocked.set()
 
     # What the volume is
 
@@ -104,16 +107,51 @@ class Volume:
         """Nothing is served any more, by the lane neither: its legs are about to be closed."""
         self.broken = self.broken or f'{self.name} is stopped'
         self.gate.close()
+        self._unblocked.set()
 
     def legs_changing(self) -> None:
         """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
         self.gate.legs_changing()
         self.work.set()
 
+    async def forget_modified(self) -> None:
+        """Forget what absent legs lacked, once none is left that is tracked.
+
+        In a commit of its own: pages become durable before superblocks, and a superblock that still promises
+        to catch up a leg must find what that leg lacks.
+        """
+        if not membership.needs_tracking(self.record):
+            self.log.update_chunks(self.log.where(MODIFIED), clear=MODIFIED)
+            await self.keeper.commit()
+
     def leg_expelled(self, slot: int, path: str, reason: str) -> None:
-        self.emit('Fail', self.name, path, f'slot {slot}: {reason}')
+        self.unblock(slot)
+        self.emit('Fail', self.name, path, f'slot {self.record.place(slot)}: {reason}')
         if self.record.degraded:
             self.emit('DegradedArray', self.name)
+
+    def leg_replaced(self, old: str, new: str) -> None:
+        self.emit('Replaced', self.name, old, f'by {new}')
+
+    # Legs that must not be written for now
+
+    async def block(self, slot: int) -> None:
+        """Hold up all writes until `unblock`, or until the leg leaves."""
+        self._blocked.add(slot)
+        self._unblocked = trio.Event()
+        self.hot.withdraw_writes()
+        await self.hot.settle()
+
+    def unblock(self, slot: int) -> None:
+        self._blocked.discard(slot)
+        if not self._blocked and not self._unblocked.is_set():
+            self._unblocked.set()
+            self.gate.offer_all()
+
+    @property
+    def blocked(self) -> frozenset[int]:
+        """The slots of legs that hold up writes."""
+        return frozenset(self._blocked)
 
     def warn_of_shared_filesystem(self) -> None:
         """Say so if one dead disk would take several legs."""
@@ -132,7 +170,7 @@ class Volume:
         if offset < 0 or offset + length > self.record.size:
             raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
         if length:
-            self._refuse_if_broken()
+            await self._admit_writer()
             first, last = self.chunks_of(offset, length)
             async with self.exclusive(first, last):
                 await self._prepare(first, last)
@@ -142,6 +180,13 @@ class Volume:
             self.counters.unflushed += length
         if durable:
             await self.flush()
+
+    async def _admit_writer(self) -> None:
+        """Wait, without holding anything, until the volume takes writes.  Raises OSError if it never will."""
+        self._refuse_if_broken()
+        if self._blocked:
+            await self._unblocked.wait()
+            self._refuse_if_broken()
 
     async def _prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
@@ -327,16 +372,17 @@ class Volume:
         """Read within one chunk: zeros if never written, else from its home leg, else from another."""
         if self.log.states[chunk] & UNWRITTEN:
             return bytes(length)
-        in_sync = self.keeper.in_sync
-        home = (chunk >> self.hot.home_shift) % len(in_sync)
+        in_sync, homes = self.keeper.in_sync, self.keeper.homes
+        home = (chunk >> self.hot.home_shift) % len(homes)
         late: Failures = {}
         error: OSError = LegError(errno.EIO, 'no leg is in sync')
-        for slot in in_sync[home:] + in_sync[:home]:
+        for slot in homes[home:] + homes[:home] + [slot for slot in in_sync if slot not in homes]:
             member = self.keeper.members.get(slot)
             if member is None:
                 continue
             try:
-                data = await read_in_time(member, offset, length, self.keeper.leg_timeout)
+                patience = self.keeper.patience(member, alone=len(in_sync) == 1)
+                data = await read_in_time(member, offset, length, patience)
             except OSError as failure:
                 error = failure
                 member.read_errors += 1
@@ -357,7 +403,7 @@ class Volume:
         length = min(length, self.record.size - offset)
         if length <= 0:
             return
-        self._refuse_if_broken()
+        await self._admit_writer()
         first, last = self.chunks_of(offset, length)
         async with self.exclusive(first, last):
             self._refuse_if_broken()
