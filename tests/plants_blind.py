@@ -226,7 +226,7 @@ BLIND: list[Plant] = [
         '                await self._store()\n'
         '                self._wake = trio.Event()\n',
         checker='bounded',
-        also=('bounded', 'clean-stop',),
+        also=('clean-stop',),
         why='A writer commits while a round is being stored: nobody begins its round until somebody else '
         'commits.  A sweep with something to clear gets it going again; a stop that waits for the writer '
         'does not.',

@@ -490,3 +490,62 @@ def test_the_command_line_has_all_of_these(volume: Volume) -> None:
     refused = cli('replace', pool, 'disk', '1', 'spare')
     assert refused.returncode == 1
     assert 'no spare' in refused.stderr
+
+
+# Write-behind (mdadm: 06wrmostly)
+
+
+def behind(volume: Volume) -> dict[int, bool]:
+    return {leg['slot']: 'behind' in leg['flags'] for leg in volume.status()['legs']}
+
+
+@pytest.fixture
+def lagging(volume: Volume) -> Volume:
+    """A volume whose second leg may be behind."""
+    assert refused(volume, 'bitmap/backlog', '100') == errno.EINVAL
+    volume.write('legs/1/state', 'writemostly')
+    for bad in ('16384', '-1', 'many'):
+        assert refused(volume, 'bitmap/backlog', bad) == errno.EINVAL
+    volume.write('bitmap/backlog', '100')
+    assert volume.read('bitmap/backlog') == '100\n'
+    wait_for(lambda: behind(volume)[1], 'recorded that it may be behind')
+    return volume
+
+
+def test_a_leg_behind_has_everything_after_fsync_and_after_a_stop(lagging: Volume) -> None:
+    wait_for(lambda: fill(lagging) or int(lagging.read('bitmap/max_backlog_used')), 'writes behind')
+    lagging.write('bitmap/max_backlog_used', '0')
+    assert lagging.status()['legs'][1]['writes_behind'] == 0
+    assert refused(lagging, 'fail', '0') == errno.EBUSY, 'the other one may lack what was acknowledged'
+    assert_equal(lagging, *lagging.legs)
+    lagging.pool.start()
+    assert behind(lagging) == {0: False, 1: False}
+    assert states(lagging)[1] == 'in_sync,write_mostly'
+    lagging.write('fail', '0')
+
+
+def test_a_killed_daemon_leaves_a_leg_behind_that_is_recovered_and_does_not_start_alone(
+    lagging: Volume,
+) -> None:
+    with lagging.open() as fd:
+        os.pwrite(fd, b'last word' * 1000, 6 * MIB)
+    lagging.pool.kill()
+    good = lagging.legs[0]
+    good.rename(f'{good}.away')
+    lagging.pool.start()
+    assert 'no up-to-date leg' in lagging.status()['refusal']
+    lagging.pool.stop()
+    Path(f'{good}.away').rename(good)
+    lagging.pool.start()
+    lagging.settled()
+    assert states(lagging)[1].startswith('in_sync,write_mostly')
+    assert content(lagging)[6 * MIB :][:9] == b'last word'
+    assert_equal(lagging, *lagging.legs)
+
+
+def test_no_backlog_means_that_nobody_is_behind(lagging: Volume) -> None:
+    fill(lagging)
+    lagging.write('bitmap/backlog', '0')
+    assert behind(lagging) == {0: False, 1: False}
+    lagging.write('fail', '0')
+    assert content(lagging)[MIB // 2 :][: len(DATA)] == DATA

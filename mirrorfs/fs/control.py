@@ -16,6 +16,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import mdstat
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WORDS
+from mirrorfs.mirror.behind import Backlog
 from mirrorfs.model import LegState, ReturnPolicy, Slot
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.units import parse_size
@@ -122,6 +123,15 @@ def _time_base(entry: Entry) -> str:
     assert entry.record
     whole, part = divmod(entry.record.time_base_ms, 1000)
     return f'{whole}.{part:03d}' if part else f'{whole}'
+
+
+def _backlogs(entry: Entry) -> list[Backlog]:
+    members = entry.require()[0].volume.members
+    return [member.backlog for member in members if member.backlog]
+
+
+def _max_backlog(entry: Entry) -> int:
+    return max((backlog.most for backlog in _backlogs(entry)), default=0)
 
 
 def _spare_delay(entry: Entry) -> str:
@@ -249,6 +259,15 @@ async def _set_state(place: Place, words: list[str]) -> None:
         raise Refused(errno.EINVAL, f'{word!r} is not one of {known}')
 
 
+async def _set_backlog(place: Place, words: list[str]) -> None:
+    await place.volume.require()[1].set_backlog(_whole_number(_one(words, 'a number of writes')))
+
+
+async def _reset_max_backlog(place: Place, words: list[str]) -> None:
+    for backlog in _backlogs(place.volume):
+        backlog.most = 0
+
+
 async def _set_spare_delay(place: Place, words: list[str]) -> None:
     seconds = _seconds(words)
     if not 0 <= seconds <= limits.SPARE_DELAY_MAX:
@@ -366,7 +385,8 @@ BITMAP_FILES: dict[str, ControlFile] = {
     'location': ControlFile(_recorded(lambda e: 'internal' if e.record and e.record.logged else 'none')),
     'chunksize': ControlFile(_recorded(lambda e: e.record and e.record.chunk_size)),
     'time_base': ControlFile(_recorded(_time_base), _set_time_base),
-    'backlog': ControlFile(_recorded(lambda e: 0)),
+    'backlog': ControlFile(_recorded(lambda e: e.record and e.record.backlog), _set_backlog),
+    'max_backlog_used': ControlFile(_running(_max_backlog), _reset_max_backlog),
     'can_clear': ControlFile(
         _running(lambda e: str(e.started is not None and e.started.clearer.allowed).lower()), _can_clear
     ),

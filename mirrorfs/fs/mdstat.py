@@ -34,11 +34,11 @@ def _volume_lines(entry: Entry) -> list[str]:
     present = [(n, s) for n, s in enumerate(record.slots) if s.state is not LegState.VACANT]
     present.sort(key=lambda pair: record.place(pair[0]), reverse=True)
     legs = ' '.join(f'{slot.path}[{record.place(number)}]{_mark(slot)}' for number, slot in present)
-    up = len(volume.keeper.in_sync)
+    up = len(volume.keeper.counting)
     kib = record.size // 1024
     lines = [
         f'{entry.name} : active raid1 {legs}',
-        f'      {kib} blocks super wibm [{record.raid_disks}/{up}] [{_map(record, volume.keeper.in_sync)}]',
+        f'      {kib} blocks super wibm [{record.raid_disks}/{up}] [{_map(record, volume.keeper.counting)}]',
     ]
     if rebuilder.progress:
         lines.append(_progress_line(rebuilder.progress))
@@ -132,7 +132,7 @@ def _running(entry: Entry) -> dict[str, Any]:
     return {
         'state': array_state(entry),
         'broken': volume.broken,
-        'degraded': volume.record.raid_disks - len(volume.keeper.in_sync),
+        'degraded': volume.record.raid_disks - len(volume.keeper.counting),
         'chunks': {
             'total': len(log),
             'dirty': log.count(DIRTY),
@@ -190,6 +190,7 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
     }
     if entry.started and (member := entry.started.volume.keeper.members.get(number)):
         facts |= {'read_errors': member.read_errors, 'write_errors': member.write_errors}
+        facts |= {'writes_behind': member.backlog.count if member.backlog else 0}
     return facts
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mirrorfs.errors import Refused
-from mirrorfs.mirror.membership import Kinship, can_catch_up, kinship, new_generation
+from mirrorfs.mirror import membership
+from mirrorfs.mirror.membership import Kinship, can_catch_up, has_all, kinship, new_generation
 from mirrorfs.model import LegState, Slot, VolumeRecord
 
 _OVERWRITE = 'to overwrite it, remove it and add it with --force'
@@ -57,16 +58,16 @@ def assemble(
     current = {
         number: leg
         for number, leg in kin.items()
-        if leg.events >= pool.events and leg.slots[number].state is LegState.IN_SYNC
+        if leg.events >= pool.events and has_all(leg, number)
     }
     if current:
         truth = max(current.values(), key=lambda leg: (leg.events, leg.updated_us))
-        current = {n: leg for n, leg in current.items() if truth.slots[n].state is LegState.IN_SYNC}
+        current = {n: leg for n, leg in current.items() if has_all(truth, n)}
     if not current:
         if not force:
             raise Refused(errno.EIO, _stale(pool, legs))
         return _forced(pool, legs, now_us, new_uuid())
-    truth = _with_pool_facts(truth, pool)
+    truth = _with_pool_facts(_without_laggards(truth), pool)
     for number in legs.keys() - kin.keys():
         truth = _given_up(truth, number)
     return _plan(truth, pool, legs)
@@ -93,6 +94,15 @@ def _plan(truth: VolumeRecord, pool: VolumeRecord, legs: Mapping[int, VolumeReco
     return Plan(truth, tuple(members), tuple(absent), tuple(returning), stale)
 
 
+def _without_laggards(truth: VolumeRecord) -> VolumeRecord:
+    """Legs that may have been behind at an unclean stop are to be recovered: they lack DIRTY chunks."""
+    if truth.active:
+        for number in truth.where(LegState.IN_SYNC):
+            if truth.slots[number].behind:
+                truth = truth.with_slot(number, truth.slots[number].but(state=LegState.SPARE))
+    return membership.caught_up(truth)
+
+
 def _counts(leg: VolumeRecord, truth: VolumeRecord, pool: VolumeRecord) -> bool:
     return leg.events >= pool.events and kinship(leg.lineage, truth.lineage) is not Kinship.CONFLICT
 
@@ -101,7 +111,7 @@ def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int, g
     if not legs:
         raise Refused(errno.EIO, f'{pool.name}: no leg is at hand, so there is nothing to force')
     best = max(legs, key=lambda n: (legs[n].slots[n].state is LegState.IN_SYNC, legs[n].events, -n))
-    record = _with_pool_facts(legs[best], pool)
+    record = membership.caught_up(_with_pool_facts(legs[best], pool))
     record = record.but(events=max(record.events, pool.events) + 1)
     record = new_generation(record, generation, now_us)
     for number, slot in enumerate(record.slots):

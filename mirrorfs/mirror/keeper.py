@@ -22,6 +22,7 @@ from typing import Protocol
 import trio
 
 from mirrorfs import limits
+from mirrorfs.errors import LegError
 from mirrorfs.intent.log import Batch, IntentLog
 from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN
 from mirrorfs.mirror import membership
@@ -115,8 +116,15 @@ class Keeper:
             member.failfast = record.slots[slot].failfast
 
     @property
-    def in_sync(self) -> list[int]:
+    def counting(self) -> list[int]:
+        """The members that are in sync, those included that may be behind for a moment."""
         return [slot for slot in self.members if self.record.slots[slot].state is LegState.IN_SYNC]
+
+    @property
+    def in_sync(self) -> list[int]:
+        """The members that have all that was acknowledged: who may be read, and who must not all be lost."""
+        slots = self.record.slots
+        return [n for n in self.members if slots[n].state is LegState.IN_SYNC and not slots[n].behind]
 
     @property
     def homes(self) -> list[int]:
@@ -178,6 +186,8 @@ class Keeper:
         for slot in slots:
             member = self.members.pop(slot)
             self.quarantine[slot] = member
+            if member.backlog:
+                member.backlog.drop(LegError(errno.EIO, f'{member.leg.path} has left'))
             if isinstance(failures[slot], OSError):
                 self.faulted.add(slot)
             else:

@@ -10,6 +10,7 @@ import trio
 from mirrorfs.intent.log import Batch
 from mirrorfs.leg.base import Buffer, LaneLeg, Leg
 from mirrorfs.metadata import wibm
+from mirrorfs.mirror.behind import Backlog
 from mirrorfs.model import VolumeRecord
 
 
@@ -32,6 +33,8 @@ class Member:
         self.super_copy = 1
         self.stuck: list[trio.Event] = []
         """One for each call of a superseded lane, set when it has come back: no data may overtake them."""
+        self.backlog: Backlog | None = None
+        """What it is behind, while it may be behind."""
         self.failfast = False
         """Whether it is given up after FAILFAST_TIMEOUT where others can take over; `Keeper` sees to it."""
         self.read_errors = 0
@@ -50,12 +53,38 @@ class Member:
         return await self.leg.read(self.layout.data_offset + offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
+        """Write, or have it written later if the leg may be behind."""
+        if self.backlog:
+            await self.backlog.put(offset, data)
+        else:
+            await self._write_now(offset, data)
+
+    async def _write_now(self, offset: int, data: Buffer) -> None:
         await self._let_stuck_calls_return()
         await self.leg.write(self.layout.data_offset + offset, data)
 
     async def zero(self, offset: int, length: int) -> None:
+        await self.catch_up()
         await self._let_stuck_calls_return()
         await self.leg.zero(self.layout.data_offset + offset, length)
+
+    async def erase(self, offset: int, length: int) -> bool:
+        await self.catch_up()
+        return await self.leg.erase(self.layout.data_offset + offset, length)
+
+    async def flush(self) -> None:
+        """Have all that was written before on stable storage, what is behind included."""
+        await self.catch_up()
+        await self.leg.flush()
+
+    def fall_behind(self, limit: int) -> Backlog:
+        """From now on writes may be behind; the caller runs the backlog."""
+        self.backlog = Backlog(self._write_now, limit)
+        return self.backlog
+
+    async def catch_up(self) -> None:
+        if self.backlog:
+            await self.backlog.drained()
 
     async def _let_stuck_calls_return(self) -> None:
         while self.stuck:

@@ -92,7 +92,7 @@ def rejoin(record: VolumeRecord, number: int, path: str, *, caught_up: bool) -> 
     """Take back the stale leg of a slot as a SPARE; `caught_up` as from `can_catch_up`."""
     slot = record.slots[number]
     assert slot.state.is_stale
-    slot = slot.but(state=LegState.SPARE, path=path, tracked_since=0)
+    slot = slot.but(state=LegState.SPARE, path=path, tracked_since=0, behind=False)
     if not caught_up:
         slot = slot.but(full=True, mark=0)
     return _with_member(record, number, slot)
@@ -152,6 +152,35 @@ def take_place(record: VolumeRecord, number: int, replaces: int = -1) -> VolumeR
     assert slot.state is LegState.STANDBY
     slot = slot.but(state=LegState.SPARE, full=True, mark=0, replaces=replaces)
     return _with_member(record, number, slot)
+
+
+def fall_behind(record: VolumeRecord) -> VolumeRecord:
+    """Say of write-mostly legs in sync that they may be behind, if that is wanted and others are not.
+
+    An event of its own: that the others are in sync must be durable before, or a crash between the legs'
+    superblocks leaves none that has everything by its own word.
+    """
+    before = record
+    mostly = [n for n in record.where(LegState.IN_SYNC) if record.slots[n].write_mostly]
+    prompt = [n for n in record.where(LegState.IN_SYNC) if n not in mostly]
+    if record.backlog and prompt:
+        for number in mostly:
+            record = record.with_slot(number, record.slots[number].but(behind=True))
+    return before if record == before else record.but(events=record.events + 1)
+
+
+def caught_up(record: VolumeRecord) -> VolumeRecord:
+    """No leg is behind."""
+    for number, slot in enumerate(record.slots):
+        if slot.behind:
+            record = record.with_slot(number, slot.but(behind=False))
+    return record
+
+
+def has_all(record: VolumeRecord, number: int) -> bool:
+    """Whether the leg of a slot has all that was acknowledged, as far as a superblock knows."""
+    slot = record.slots[number]
+    return slot.state is LegState.IN_SYNC and not (slot.behind and record.active)
 
 
 def complete(record: VolumeRecord, number: int) -> VolumeRecord:

@@ -63,7 +63,7 @@ class Checkers:
         now = [(disk, disk.changes) for disk in world.disks.values()], disks
         if now != self._looked_at:
             self._looked_at = now
-            self._clean(disks)
+            self._clean(disks + self._behind())
             self._missed(disks)
 
     def _current(self, call: Call, disks: list[CrashDisk]) -> None:
@@ -74,6 +74,9 @@ class Checkers:
         leaving = any(m.leg.path.endswith(f'/{call.disk}') for m in volume.keeper.quarantine.values())
         if leaving and volume.locks.is_exclusive(chunk):
             return  # a copy that began when it counted, of a chunk that nobody writes meanwhile
+        behind = {m.leg.path.rsplit('/', 1)[-1] for m in volume.members if m.backlog and m.backlog.count}
+        if call.disk not in behind:
+            disks = disks + self._behind()  # it may be behind from now on, and is not yet
         if self._world.disks.get(call.disk) not in disks:
             raise Violation('never-stale', f'data are read from {call.disk}, which does not count')
 
@@ -173,7 +176,7 @@ class Checkers:
             witnesses = [world.pool, *(newest(other).record for other in survivors if other is not disk)]
             if not counts:
                 self.made['expulsion-first'] += 1
-                if all(record.slots[slot].state is not LegState.IN_SYNC for record in witnesses):
+                if all(not membership.has_all(record.but(active=True), slot) for record in witnesses):
                     continue
             for block in write.blocks:
                 at = self.layout.data_offset + block * BLOCK
@@ -268,7 +271,7 @@ class Checkers:
         if slot is None or sup is None or name in world.tainted | world.unreadable:
             return False
         pool, record = world.pool, sup.record
-        counted = pool.slots[slot].state is LegState.IN_SYNC and record.slots[slot].state is LegState.IN_SYNC
+        counted = pool.slots[slot].state is LegState.IN_SYNC and membership.has_all(record, slot)
         return counted and record.events >= pool.events
 
     def grew_apart(self, name: str) -> bool:
@@ -294,6 +297,12 @@ class Checkers:
         keeper = self._world.volume.keeper
         disks = self._world.disks
         return [disks[keeper.members[slot].leg.path.rsplit('/', 1)[-1]] for slot in keeper.in_sync]
+
+    def _behind(self) -> list[CrashDisk]:
+        """Return the disks of legs that may be behind: what is clean they have, too."""
+        keeper, disks = self._world.volume.keeper, self._world.disks
+        slots = set(keeper.counting) - set(keeper.in_sync)
+        return [disks[keeper.members[slot].leg.path.rsplit('/', 1)[-1]] for slot in sorted(slots)]
 
     def disk_of(self, leg: uuid.UUID) -> CrashDisk | None:
         """Return the disk that holds a leg, if it is at hand and nobody replaced it."""

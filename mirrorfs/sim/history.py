@@ -213,6 +213,8 @@ class Composer:
                 return (name, self._disk(), rng.choice(FLAGS), rng.random() < 0.7)
             case 'block':
                 return (name, self._disk(), rng.choice((0.5, 5.0)))
+            case 'backlog':
+                return (name, self._disk(), rng.choice((0, 1, 3, 100, 100)))
             case 'raid-disks':
                 return (name, rng.randrange(1, 4))
             case 'grow':
@@ -304,6 +306,7 @@ _RUNNING = {
     'flag': 2,
     'block': 1,
     'raid-disks': 1,
+    'backlog': 2,
     'grow': 2,
     'sweep': 5,
     'sleep': 4,

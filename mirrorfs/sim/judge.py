@@ -110,7 +110,7 @@ def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> li
 
 def _is_current(pool: VolumeRecord, slot: int, record: VolumeRecord) -> bool:
     """Whether a leg is in sync for the pool and by its own word, so that it may start alone."""
-    both = pool.slots[slot].state is record.slots[slot].state is LegState.IN_SYNC
+    both = pool.slots[slot].state is LegState.IN_SYNC and membership.has_all(record, slot)
     return both and record.events >= pool.events
 
 

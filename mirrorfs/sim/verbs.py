@@ -158,6 +158,13 @@ async def _block(world: World, slot: int, seconds: float) -> None:
     await _admin(world, block, slot)
 
 
+async def _backlog(world: World, slot: int, limit: int) -> None:
+    """A leg is write-mostly, and may be behind."""
+    if limit:
+        await _flag(world, slot, 'write_mostly', True)
+    await _admin(world, lambda word: world.admin.set_backlog(int(word)), limit)
+
+
 async def _raid_disks(world: World, count: int) -> None:
     """Another number of legs is wanted."""
     await _admin(world, lambda word: world.admin.set_raid_disks(int(word)), count)
@@ -317,7 +324,7 @@ async def _welcome_back(world: World) -> None:
         if apart:
             raise Violation('strangers', f'{name} was changed apart and is overwritten without a word')
         await _quiet(world)
-        if slot not in keeper.in_sync:
+        if slot not in keeper.counting:
             raise Violation('operator', f'slot {slot} did not come back: {world.events[-5:]}')
 
 
@@ -346,6 +353,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'flag': _flag,
     'block': _block,
     'raid-disks': _raid_disks,
+    'backlog': _backlog,
     'grow': _grow,
     'sweep': _sweep,
     'sleep': _sleep,

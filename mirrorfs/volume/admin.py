@@ -364,11 +364,35 @@ class Admin:
                 return
             await keeper.open_session()
             async with volume.exclusive(0, len(volume.log) - 1):
+                if flag == 'write_mostly' and not value:
+                    await self._catch_up([slot])
                 changed = keeper.record.slots[slot].but(**{flag: value})
                 keeper.record = keeper.record.but(events=keeper.record.events + 1).with_slot(slot, changed)
                 volume.legs_changing()
                 await keeper.settle()
         self.hurry.set()
+
+    async def set_backlog(self, limit: int) -> None:
+        """Let write-mostly legs be up to `limit` writes behind; 0 for none.  EINVAL without such a leg."""
+        if not 0 <= limit <= limits.BACKLOG_MAX:
+            raise Refused(errno.EINVAL, f'{limit} writes; a leg can be 0 to {limits.BACKLOG_MAX} behind')
+        async with self._turn:
+            volume, keeper = self._volume, self._volume.keeper
+            if limit and not any(slot.write_mostly for slot in keeper.record.slots):
+                raise Refused(errno.EINVAL, f'{volume.name} has no write-mostly leg that could be behind')
+            await keeper.open_session()
+            async with volume.exclusive(0, len(volume.log) - 1):
+                await self._catch_up(list(keeper.members))
+                keeper.record = keeper.record.but(backlog=limit, events=keeper.record.events + 1)
+                volume.legs_changing()
+                await keeper.settle()
+
+    async def _catch_up(self, slots: list[int]) -> None:
+        """Have these legs behind no more, durably; while all chunks are held."""
+        keeper = self._volume.keeper
+        await self._volume.catch_up(slots)
+        for slot in slots:
+            keeper.record = keeper.record.with_slot(slot, keeper.record.slots[slot].but(behind=False))
 
     async def block(self, slot: int) -> None:
         """Hold up all writes until `unblock`.  EBUSY for a leg that gets none."""

@@ -79,7 +79,7 @@ class LaneGate:
 
     def _may_write(self) -> bool:
         keeper = self.keeper
-        stuck = any(member.stuck for member in keeper.members.values())
+        stuck = any(member.stuck or member.backlog for member in keeper.members.values())
         closed = keeper.unrecorded or stuck or not self._healthy()
         return bool(keeper.session and self._table.targets and not closed)
 
@@ -100,8 +100,11 @@ class LaneGate:
         self.publish()
         self._changed.set()
 
-    async def keep_open(self, complain: Callable[[str], None]) -> None:
-        """After each change of members: let go of legs that left, then give chunks to the lane again."""
+    async def keep_open(self, complain: Callable[[str], None], settled: Callable[[], None]) -> None:
+        """After each change of members: let go of legs that left, then give chunks to the lane again.
+
+        `settled` is called in between, when the change is durable.
+        """
         while True:
             await self._changed.wait()
             self._changed = trio.Event()
@@ -115,6 +118,7 @@ class LaneGate:
                 await trio.sleep(RETRY)
                 self._changed.set()
                 continue
+            settled()
             self.offer_all()
 
     def lane_stuck(self, slot: int, returned: trio.Event) -> Callable[[], Awaitable[None]]:

@@ -1,6 +1,7 @@
 """How a volume starts from its legs, runs, and stops."""
 
 import errno
+import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -78,7 +79,9 @@ class Started:
                 nursery.cancel_scope.cancel()
             else:
                 nursery.start_soon(
-                    volume.gate.keep_open, lambda text: volume.emit('Error', volume.name, '', text)
+                    volume.gate.keep_open,
+                    lambda text: volume.emit('Error', volume.name, '', text),
+                    functools.partial(volume.start_falling_behind, nursery),
                 )
                 nursery.start_soon(self.clearer.run)
                 nursery.start_soon(self.clearer.bound_unflushed)
@@ -106,7 +109,7 @@ class Started:
             if volume.keeper.session:  # what is broken refuses to be flushed
                 await volume.flush()
                 volume.log.update_chunks(volume.log.where(DIRTY, NEEDS_RESYNC), clear=DIRTY)
-                volume.keeper.record = volume.record.but(active=False)
+                volume.keeper.record = membership.caught_up(volume.record.but(active=False))
                 await volume.keeper.commit()
             volume.retire()
 

@@ -98,7 +98,7 @@ class Rebuilder:
 
     async def _work(self) -> None:
         volume = self._volume
-        if len(volume.keeper.in_sync) > 1 and volume.log.count(NEEDS_RESYNC):
+        if len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC):
             await self._resync()
         while not self._interrupted:
             spare = next((s for s in volume.record.where(LegState.SPARE) if s in volume.keeper.members), None)
@@ -174,7 +174,7 @@ class Rebuilder:
         members = [volume.keeper.members[slot]]
         waiting = volume.unflushed + MARK_BYTES
         patience = volume.keeper.leg_timeout + waiting / limits.FLUSH_RATE_MIN
-        failures = await fan_out(members, None, lambda m: m.leg.flush(), patience)
+        failures = await fan_out(members, None, lambda m: m.flush(), patience)
         volume.keeper.expel(failures)
         await volume.keeper.settle()
         return not failures and self._still(slot)

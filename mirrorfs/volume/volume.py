@@ -13,7 +13,7 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -30,6 +30,7 @@ from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.locks import ChunkLocks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
+from mirrorfs.mirror.behind import Backlog
 from mirrorfs.mirror.copying import copy_range, read_in_time
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
@@ -132,6 +133,37 @@ class Volume:
 
     def leg_replaced(self, old: str, new: str) -> None:
         self.emit('Replaced', self.name, old, f'by {new}')
+
+    # Legs that may be behind
+
+    def start_falling_behind(self, nursery: trio.Nursery) -> None:
+        """Members and record are durable: legs that it says may be behind, may; others are said to be."""
+        record = membership.fall_behind(self.record) if self.keeper.session else self.record
+        if record is not self.record:
+            self.keeper.record = record
+            self.legs_changing()
+            return
+        for slot, member in self.keeper.members.items():
+            if self.record.slots[slot].behind and member.backlog is None:
+                nursery.start_soon(self._run_backlog, member, member.fall_behind(self.record.backlog))
+
+    async def _run_backlog(self, member: Member, backlog: Backlog) -> None:
+        try:
+            await backlog.run()
+        except OSError as error:
+            member.write_errors += 1
+            if self.keeper.members.get(member.slot) is member:
+                self.keeper.expel({member.slot: error})
+
+    async def catch_up(self, slots: Sequence[int]) -> None:
+        """Have legs behind no more; while all chunks are held.  One that fails, or is late, is expelled."""
+        members = [m for m in self.members if m.slot in slots and m.backlog]
+        patience = self.keeper.leg_timeout + limits.BACKLOG_BYTES_MAX / limits.FLUSH_RATE_MIN
+        self.keeper.expel(await fan_out(members, None, lambda m: m.flush(), patience))
+        for member in members:
+            if member.backlog:
+                member.backlog.drop(LegError(errno.ECANCELED, 'not behind any more'))
+                member.backlog = None
 
     # Legs that must not be written for now
 
@@ -257,7 +289,7 @@ class Volume:
         members = self.members
         patience = self.keeper.leg_timeout + self.unflushed / limits.FLUSH_RATE_MIN
         self.hot.unflushed = self.counters.unflushed = 0
-        failures = await fan_out(members, self.keeper.in_sync, lambda m: m.leg.flush(), patience)
+        failures = await fan_out(members, self.keeper.in_sync, lambda m: m.flush(), patience)
         verdict = self._judge(members, failures, shared_full=False)
         if verdict.error:
             self.broken = f'flush failed on the last leg ({verdict.error.strerror}); mount the pool again'
@@ -430,7 +462,7 @@ class Volume:
             offset, length = self.bytes_of(low, high)
 
             async def erase(member: Member, offset: int = offset, length: int = length) -> None:
-                await member.leg.erase(member.layout.data_offset + offset, length)
+                await member.erase(offset, length)
 
             members = self.members
             failures = await fan_out(members, self.keeper.in_sync, erase, self.keeper.leg_timeout)
