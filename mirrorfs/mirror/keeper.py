@@ -1,4 +1,4 @@
-"""The keeper makes what is wanted durable: log pages, superblocks, the pool's record, in that order.
+"""The keeper makes what is wanted durable: log pages, bad-block lists, superblocks, the pool's record.
 
 Everyone who needs something durable changes the state in memory and awaits `commit`.  One task stores in
 rounds; a round serves all who came before it began (group commit).  Why the order:
@@ -179,7 +179,8 @@ class Keeper:
 
     async def _store(self) -> None:
         while True:
-            if self._session_wanted or self.log.pending or self.record is not self._recorded:
+            unlisted = any(member.bad is not member.bad_stored for member in self.members.values())
+            if self._session_wanted or self.log.pending or unlisted or self.record is not self._recorded:
                 self._begin_session()
             record, batch = self.record, self.log.begin()
             members = list(self.members.values())
@@ -220,6 +221,13 @@ class Keeper:
         in_sync = self.in_sync
         if batch.states:
             failures = await fan_out(members, in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
+            if failures:
+                return failures
+        unlisted = [member for member in members if member.bad is not member.bad_stored]
+        if unlisted:
+            others = any(member.slot in in_sync for member in members if member not in unlisted)
+            patient = None if others else in_sync
+            failures = await fan_out(unlisted, patient, lambda m: m.store_bad(record.uuid), self.leg_timeout)
             if failures:
                 return failures
         if record is self._recorded:

@@ -1,5 +1,6 @@
 """A leg that takes part: the Leg, where things are on it, and which metadata copies are current."""
 
+import errno
 import uuid
 from typing import Self
 
@@ -7,9 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
+from mirrorfs.errors import LegError
 from mirrorfs.intent.log import Batch
 from mirrorfs.leg.base import Buffer, LaneLeg, Leg
-from mirrorfs.metadata import wibm
+from mirrorfs.metadata import badlist, wibm
+from mirrorfs.mirror.badblocks import BadBlocks
+from mirrorfs.mirror.readerrors import ReadErrors
 from mirrorfs.model import VolumeRecord
 
 
@@ -34,6 +38,13 @@ class Member:
         """One for each call of a superseded lane, set when it has come back: no data may overtake them."""
         self.read_errors = 0
         self.write_errors = 0
+        self.corrected = 0
+        """Blocks that could not be read and were mended."""
+        self.recent = ReadErrors()
+        self.bad = BadBlocks()
+        """Blocks that do not count here.  The keeper makes it durable; `bad_stored` is what is so."""
+        self.bad_stored = self.bad
+        self._bad_serial, self._bad_copy = 0, 1
 
     @classmethod
     def from_super(cls, leg: Leg, sup: wibm.LegSuper, copy: int) -> Self:
@@ -47,6 +58,9 @@ class Member:
     async def read(self, offset: int, length: int) -> Buffer:
         return await self.leg.read(self.layout.data_offset + offset, length)
 
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        return await self.leg.read_medium(self.layout.data_offset + offset, length)
+
     async def write(self, offset: int, data: Buffer) -> None:
         await self._let_stuck_calls_return()
         await self.leg.write(self.layout.data_offset + offset, data)
@@ -54,6 +68,10 @@ class Member:
     async def zero(self, offset: int, length: int) -> None:
         await self._let_stuck_calls_return()
         await self.leg.zero(self.layout.data_offset + offset, length)
+
+    async def write_medium(self, offset: int, data: Buffer) -> None:
+        await self._let_stuck_calls_return()
+        await self.leg.write_medium(self.layout.data_offset + offset, data)
 
     async def _let_stuck_calls_return(self) -> None:
         while self.stuck:
@@ -98,6 +116,35 @@ class Member:
         self.page_copies = np.ones(len(batch.states), np.uint8)
         await self.store_pages(batch)
         await self.store_pages(batch)
+
+    async def load_bad(self, volume: uuid.UUID) -> None:
+        """Read the leg's bad-block list.  Raises OSError, BadMetadata where no copy of it is whole."""
+        copies = []
+        for copy in (0, 1):
+            offset = self.layout.bad_blocks_offset(copy)
+            if offset is None:
+                return
+            copies.append(bytes(await self.leg.read(offset, badlist.PAGE)))
+        said, self._bad_copy = badlist.newest(volume, self.identity, *copies)
+        self._bad_serial = said.serial
+        self.bad = self.bad_stored = BadBlocks.of(said)
+
+    async def store_bad(self, volume: uuid.UUID) -> None:
+        """Make `bad` durable in the copy of the list that is not current, then call that one current."""
+        bad, copy = self.bad, 1 - self._bad_copy
+        offset = self.layout.bad_blocks_offset(copy)
+        if offset is None:
+            raise LegError(errno.EOPNOTSUPP, f'{self.leg.path} has no room for a bad-block list')
+        page = badlist.encode(volume, self.identity, bad.entries(self._bad_serial + 1))
+        await self.leg.write(offset, page, durable=True)
+        self._bad_serial += 1
+        self._bad_copy, self.bad_stored = copy, bad
+
+    async def store_bad_anew(self, volume: uuid.UUID) -> None:
+        """Write both copies of the bad-block list, for a leg that is being formatted."""
+        if self.layout.bad_blocks_offset(0) is not None:
+            await self.store_bad(volume)
+            await self.store_bad(volume)
 
     async def store_super(self, record: VolumeRecord, serial: int) -> None:
         """Make `record` durable in the superblock copy that is not current, then call that one current."""

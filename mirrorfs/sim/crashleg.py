@@ -327,6 +327,9 @@ class CrashLeg:
         finally:
             self.disk.leave(span)
 
+    async def write_medium(self, offset: int, data: Buffer) -> None:
+        await self.write(offset, data, durable=True)
+
     async def flush(self) -> None:
         call = Call(self.disk.name, 'flush')
         async with self._flushing:

@@ -16,7 +16,10 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
+from mirrorfs.mirror.badblocks import BLOCK
+from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.formatting import format_leg, read_super
+from mirrorfs.mirror.member import Member
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
@@ -69,6 +72,50 @@ class Admin:
         if self._volume.keeper.in_sync == [slot]:
             message = f'leg {word} is the last in-sync leg of {self._volume.name}; add another first'
             raise Refused(errno.EBUSY, message)
+        alone = self._volume.narrower.needed(slot)
+        if alone:
+            message = f'leg {word} of {self._volume.name} has {alone} blocks that are bad on all others'
+            raise Refused(errno.EBUSY, f'{message}; add another first')
+
+    async def list_bad(self, slot: int, sector: int, count: int) -> None:
+        """Put a range of a leg on its bad-block list: sectors of its data, widened to blocks of 4096 bytes.
+
+        Raises Refused: EINVAL for a range beyond the data, EBUSY where no other leg in sync has all of it or
+        the leg is not in use, ENOSPC where the list is full.
+        """
+        async with self._turn:
+            volume, size = self._volume, self._volume.record.size
+            if sector < 0 or count <= 0 or (sector + count) * limits.SECTOR > size:
+                most = size // limits.SECTOR
+                raise Refused(errno.EINVAL, f'sectors {sector} + {count}: the volume has {most} of them')
+            first = sector * limits.SECTOR // BLOCK
+            end = -(-(sector + count) * limits.SECTOR // BLOCK)
+            offset, length = first * BLOCK, min(end * BLOCK, size) - first * BLOCK
+            async with volume.exclusive(*volume.chunks_of(offset, length)):
+                await volume.keeper.open_session()
+                await volume.make_equal(*volume.chunks_of(offset, length))
+                await self._list_bad(slot, offset, length)
+
+    async def _list_bad(self, slot: int, offset: int, length: int) -> None:
+        volume, keeper = self._volume, self._volume.keeper
+        member = keeper.members.get(slot)
+        if member is None:
+            raise Refused(errno.EBUSY, f'slot {slot} of {volume.name} is not in use')
+        held = Change(offset, length)
+        if volume.narrower.unheld(held, without=slot):
+            message = f'no other leg of {volume.name} in sync has all of that'
+            raise Refused(errno.EBUSY, message)
+        if await volume.narrower.give_up_blocks(member, offset, length):
+            most = limits.BAD_BLOCKS_MAX
+            raise Refused(errno.ENOSPC, f'the list of {member.leg.path} has its {most} entries already')
+        await keeper.settle()
+
+    async def set_corrected(self, slot: int, count: int) -> None:
+        """Set the count of a leg's mended blocks.  Raises Refused(EBUSY) for one that is not in use."""
+        member = self._volume.keeper.members.get(slot)
+        if member is None:
+            raise Refused(errno.EBUSY, f'slot {slot} of {self._volume.name} is not in use')
+        member.corrected = count
 
     async def remove(self, word: str) -> None:
         """Take a stale leg out.  EBUSY while it is in use."""
@@ -203,7 +250,7 @@ class Admin:
     async def _take_back(self, slot: int, leg: Leg) -> None:
         """Let an opened leg rejoin as `slot`.  Raises Refused before anything is written."""
         volume = self._volume
-        sup = await self._check_kin(slot, leg)
+        sup, old = await self._check_kin(slot, leg)
         await volume.keeper.open_session()
         record = volume.record
         caught_up = membership.can_catch_up(record, slot, sup.record)
@@ -219,12 +266,15 @@ class Admin:
                 raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
             return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
 
-        await self._join(slot, leg, sup.layout, rejoin, zeroed)
+        await self._join(slot, leg, sup.layout, rejoin, zeroed, old)
 
-    async def _check_kin(self, slot: int, leg: Leg) -> wibm.LegSuper:
+    async def _check_kin(self, slot: int, leg: Leg) -> tuple[wibm.LegSuper, Member]:
         record, path = self._volume.record, leg.path
         try:
-            sup, _ = await read_super(leg)
+            sup, copy = await read_super(leg)
+            known = Member.from_super(leg, sup, copy)
+            if sup.record.uuid == record.uuid:
+                await known.load_bad(record.uuid)
         except BadMetadata as bad:
             raise Refused(errno.EINVAL, f'{path}: {bad}; use add to make it a new leg') from None
         theirs = sup.record
@@ -245,7 +295,7 @@ class Admin:
             # It may have been cut short and grown again by others: what it lost then nobody knows.
             found = f'{path} has {leg.size} bytes, it had {sup.needed_size} at least; give it back its size'
             raise Refused(errno.ENOSPC, f'{found}, or remove it and add it with --force')
-        return sup
+        return sup, known
 
     async def _join(
         self,
@@ -254,6 +304,7 @@ class Admin:
         layout: wibm.Layout,
         transition: Callable[[VolumeRecord], VolumeRecord],
         zeroed: bool,
+        known: Member | None = None,
     ) -> None:
         """Make a leg a member by a transition of the record, with no write in flight that it would miss."""
         volume, keeper = self._volume, self._volume.keeper
@@ -266,7 +317,7 @@ class Admin:
             identity = joined.slots[slot].leg
             serial = keeper.next_serial()
             with self._deadline(leg):
-                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial)
+                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial, known)
             if keeper.record.events != before.events:  # a leg was expelled, or recovered, meanwhile
                 raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
             keeper.record = transition(keeper.record)
