@@ -29,8 +29,8 @@ from mirrorfs.leg.opening import FileOpener
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import assemble
 from mirrorfs.mirror.copying import copy_range
-from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.fanout import Failures
+from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
 from mirrorfs.pool import Pool, PoolDirectory

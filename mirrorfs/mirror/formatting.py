@@ -36,7 +36,8 @@ async def format_leg(
     """
     member = known or Member(slot, leg, identity, layout, log.pages)
     await leg.write(0, bytes(limits.PAGE))
-    await member.store_bad_anew(record.uuid)
+    if layout.bad_blocks_offset(0) is not None:
+        await member.store_bad(record.uuid)
     await member.store_log_anew(log.whole())
     await leg.flush()
     await member.store_super_anew(record, serial)

@@ -130,21 +130,20 @@ class Member:
         self.bad = self.bad_stored = BadBlocks.of(said)
 
     async def store_bad(self, volume: uuid.UUID) -> None:
-        """Make `bad` durable in the copy of the list that is not current, then call that one current."""
-        bad, copy = self.bad, 1 - self._bad_copy
-        offset = self.layout.bad_blocks_offset(copy)
-        if offset is None:
-            raise LegError(errno.EOPNOTSUPP, f'{self.leg.path} has no room for a bad-block list')
-        page = badlist.encode(volume, self.identity, bad.entries(self._bad_serial + 1))
-        await self.leg.write(offset, page, durable=True)
-        self._bad_serial += 1
-        self._bad_copy, self.bad_stored = copy, bad
+        """Make `bad` durable in both copies of the list, first in the one that is not current.
 
-    async def store_bad_anew(self, volume: uuid.UUID) -> None:
-        """Write both copies of the bad-block list, for a leg that is being formatted."""
-        if self.layout.bad_blocks_offset(0) is not None:
-            await self.store_bad(volume)
-            await self.store_bad(volume)
+        In both, since an older list would let be read what the leg lacks, if the newer copy rots.
+        """
+        bad = self.bad
+        for copy in (1 - self._bad_copy, self._bad_copy):
+            offset = self.layout.bad_blocks_offset(copy)
+            if offset is None:
+                raise LegError(errno.EOPNOTSUPP, f'{self.leg.path} has no room for a bad-block list')
+            page = badlist.encode(volume, self.identity, bad.entries(self._bad_serial + 1))
+            await self.leg.write(offset, page, durable=True)
+            self._bad_serial += 1
+            self._bad_copy = copy
+        self.bad_stored = bad
 
     async def store_super(self, record: VolumeRecord, serial: int) -> None:
         """Make `record` durable in the superblock copy that is not current, then call that one current."""
