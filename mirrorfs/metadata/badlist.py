@@ -78,6 +78,13 @@ def decode(volume: uuid.UUID, leg: uuid.UUID, page: bytes) -> BadList:
     return BadList(serial, sectors, lengths)
 
 
+def owner(page: bytes) -> tuple[uuid.UUID, uuid.UUID]:
+    """Return the volume and the leg that a page says it is of.  Raises BadMetadata for what is no list."""
+    _need(len(page) == PAGE and page.startswith(MAGIC), 'no bad-block list here')
+    whose, which = _HEADER.unpack_from(page)[4:]
+    return uuid.UUID(bytes=whose), uuid.UUID(bytes=which)
+
+
 def newest(volume: uuid.UUID, leg: uuid.UUID, first: bytes, second: bytes) -> tuple[BadList, int]:
     """Return the newer whole list of two copies, and which copy it is.  Raises BadMetadata."""
     found: list[tuple[BadList, int]] = []
