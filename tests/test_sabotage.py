@@ -255,7 +255,7 @@ def writes_without_a_leg_are_not_marked_modified(patch: Patch) -> None:
 def _a_write_fails_on_one_leg() -> None:
     history = [w(0), w(B), w(0), ('read', 0), ('flush',)]
     for nth in range(1, 40):
-        world = World(faults={('d1', 'write', n): errno.EIO for n in range(nth, nth + 99)})
+        world = World(faults={('d1', 'write', n): errno.ENXIO for n in range(nth, nth + 99)})
         perform(world, history, f'write {nth} of d1 fails')
         recover(world.freeze(), 'all', f'write {nth} of d1 fails')
 
@@ -359,7 +359,7 @@ def a_resync_forgets_to_copy(patch: Patch) -> None:
     patch.setattr(Volume, '_equalise', equalise)
 
 
-@plant('clearing-last', 'fail', 'fail-first', 'grow-legs')
+@plant('log-covers', 'fail', 'fail-first', 'grow-legs')
 def the_mark_moves_before_the_target_was_flushed(patch: Patch) -> None:
     async def flush_target(self: Rebuilder, slot: int) -> bool:
         await trio.lowlevel.checkpoint()
@@ -397,6 +397,7 @@ def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
     async def format_leg(*arguments: Any) -> Member:
         leg, identity, slot, layout, log, record, serial, _ = arguments
         member = Member(slot, leg, identity, layout, log.pages)
+        await member.store_bad(record.uuid)
         await member.store_super_anew(record, serial)
         return member
 

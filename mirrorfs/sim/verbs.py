@@ -223,15 +223,24 @@ async def _exchange(world: World, number: int) -> None:
     RESTING['old'](world, number)
 
 
-async def _bad(world: World, number: int, kind: str, block: int, count: int = 1) -> None:
-    """Blocks of a disk cannot be read (kind ``read``) or written (``write``); not where another's are bad."""
+async def _bad(
+    world: World, number: int, kind: str, block: int, count: int = 1, *, beside: bool = False
+) -> None:
+    """Blocks of a disk cannot be read (kind ``read``) or written (``write``).
+
+    Not where another's are bad, but with `beside`.
+    """
     base = world.layout.data_offset // BLOCK
     pages = {base + at for at in range(block, block + count)}
     disk = world.disks.get(f'd{number}')
     others = (other.spoiled for other in world.disks.values() if other is not disk)
-    if disk and pages.isdisjoint(set().union(*others)):
+    if disk and (beside or pages.isdisjoint(set().union(*others))):
         disk.spoil(kind, pages)
         world.troubled = True
+
+
+async def _bad_too(world: World, number: int, kind: str, block: int, count: int = 1) -> None:
+    await _bad(world, number, kind, block, count, beside=True)
 
 
 async def _list(world: World, slot: int, block: int, count: int = 1) -> None:
@@ -354,6 +363,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'appear': _appear,
     'copy': _copy,
     'bad': _bad,
+    'bad-too': _bad_too,
     'list': _list,
     'exchange': _exchange,
     'check': _check,
