@@ -426,8 +426,8 @@ BLIND: list[Plant] = [
     Plant(
         name='longer_leg_not_erased',
         target='mirrorfs.volume.volume:make_room',
-        old='await leg.extend(end) and await leg.erase(',
-        new='await leg.extend(end) or await leg.erase(',
+        old='await leg.extend(end) and await erased(',
+        new='await leg.extend(end) or await erased(',
         checker='promise',
         also=('equal', 'stable-reads', 'log-covers', 'never-stale'),
         rebind=('mirrorfs.volume.admin:make_room',),

@@ -24,7 +24,7 @@ from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
 from mirrorfs.volume.lifecycle import Started
-from mirrorfs.volume.volume import make_room
+from mirrorfs.volume.volume import erased, make_room
 
 
 class Admin:
@@ -167,7 +167,7 @@ class Admin:
             await check_new_leg(self._opener, leg, created, needed, force=force)
             identity = self._volume.keeper.new_uuid()
             with self._deadline(leg):
-                zeroed = await leg.erase(layout.data_offset, record.size)
+                zeroed = await erased(leg, layout.data_offset, record.size)
             await self._volume.keeper.open_session()
             await self._join(slot, leg, layout, lambda r: membership.join(r, slot, identity, path), zeroed)
         except BaseException:

@@ -38,7 +38,7 @@ from mirrorfs.model import VolumeRecord
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
-from mirrorfs.volume.narrowing import Narrower
+from mirrorfs.volume.narrowing import Narrower, is_of_the_medium
 from mirrorfs.volume.reading import Reader
 
 Emit = Callable[..., None]
@@ -308,7 +308,7 @@ class Volume:
             offset, length = self.bytes_of(low, high)
 
             async def erase(member: Member, offset: int = offset, length: int = length) -> None:
-                await member.leg.erase(member.layout.data_offset + offset, length)
+                await erased(member.leg, member.layout.data_offset + offset, length)
 
             members = self.members
             failures = await fan_out(members, self.keeper.in_sync, erase, self.keeper.leg_timeout)
@@ -407,7 +407,17 @@ async def make_room(leg: Leg, start: int, end: int) -> bool:
 
     The leg may have been longer before, with anything in that part.
     """
-    return await leg.extend(end) and await leg.erase(start, end - start)
+    return await leg.extend(end) and await erased(leg, start, end - start)
+
+
+async def erased(leg: Leg, start: int, length: int) -> bool:
+    """Forget a range; return whether it surely reads as zeros, which a few bad blocks may keep it from."""
+    try:
+        return await leg.erase(start, length)
+    except OSError as error:
+        if not is_of_the_medium(error):
+            raise
+        return False
 
 
 def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
