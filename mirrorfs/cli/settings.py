@@ -12,6 +12,7 @@ KEYS = {
     'time_base': 'bitmap/time_base',
     'can_clear': 'bitmap/can_clear',
     'size': 'size',
+    'max_read_errors': 'max_read_errors',
 }
 """Key to control file."""
 
@@ -22,7 +23,7 @@ KEYS = {
 @click.argument('key', metavar='KEY')
 @click.argument('value', metavar='VALUE')
 def set_(pool: str, name: str, key: str, value: str) -> None:
-    """Set KEY of a volume: sync_action, time_base, can_clear or size.
+    """Set KEY of a volume: sync_action, time_base, can_clear, max_read_errors or size.
 
     \b
     mirrorfs set /srv/pool vm1 sync_action frozen     hold resync and recovery; idle lets them go on
