@@ -57,6 +57,15 @@ BACKLOG_BYTES_MAX = 64 << 20
 FAILFAST_TIMEOUT = 1.0
 MAX_READ_ERRORS = 20
 """md's default."""
+MAX_READ_ERRORS_MAX = (1 << 31) - 1
+BAD_BLOCKS_MAX = 500
+"""Entries of a leg's bad-block list."""
+NARROWED_BLOCKS_MAX = 1024
+"""A write of more blocks that fails is not tried again block by block: the leg is failed."""
+NARROWED_BAD_MAX = 64
+"""Blocks of one write that a leg may refuse; with more, it is the leg that is bad."""
+MENDS_WAITING_MAX = 64
+"""Read errors that wait to be mended; others are met again by the next read."""
 SPEED_MIN, SPEED_MAX = 1000, 200_000
 """Floor and ceiling of recovery and scrubs, KiB/s; md's defaults."""
 

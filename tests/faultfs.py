@@ -14,6 +14,10 @@ Commands are written to `.control`, one a write; a wrong one fails with EINVAL:
                     at the Nth call of a kind from now on (the next one if not said) do WHAT; with `every`
                     at each later one, too (with `step` at some).  The first rule that applies is taken;
                     each counts all calls of its kind.
+    bad KIND OFFSET LENGTH
+                    from now on reads of these bytes fail with EIO until they are written (KIND `read`), or
+                    writes to them do (`write`)
+    good            no range is bad any more
     clear           forget all rules; calls that hang go on hanging
     release         let the calls that hang go on: they take effect now
     cut SEED [FATE] power cut, for when whoever used the leg is dead.  FATE: `random` (the default), or `all`,
@@ -67,6 +71,9 @@ class Medium:
         self.seen = bytearray(self._stored())
         self.volatile: list[tuple[int, bytes]] = []
         """(offset, data), in the order of the writes."""
+        self.unreadable: set[int] = set()
+        self.unwritable: set[int] = set()
+        """Sectors that are bad."""
 
     def _stored(self) -> bytes:
         """Return what is durable."""
@@ -76,11 +83,26 @@ class Medium:
             data += more
         return data
 
+    def spoil(self, kind: str, offset: int, length: int) -> None:
+        """Make a range bad.  Raises ValueError for another kind than read and write."""
+        if kind not in ('read', 'write') or offset < 0 or length <= 0:
+            raise ValueError(kind)
+        (self.unreadable if kind == 'read' else self.unwritable).update(sectors_of(offset, length))
+
+    def heal(self) -> None:
+        self.unreadable.clear()
+        self.unwritable.clear()
+
     def read(self, offset: int, size: int) -> bytes:
+        if self.unreadable and not self.unreadable.isdisjoint(sectors_of(offset, size)):
+            raise OSError(errno.EIO, 'a bad sector')
         return bytes(self.seen[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
         end = offset + len(data)
+        if self.unwritable and not self.unwritable.isdisjoint(sectors_of(offset, len(data))):
+            raise OSError(errno.EIO, 'a bad sector')
+        self.unreadable.difference_update(range(-(-offset // SECTOR), end // SECTOR))
         if end > len(self.seen):
             self.resize(end)
         self.seen[offset:end] = data
@@ -130,6 +152,10 @@ class Medium:
 
     def _store(self, offset: int, data: bytes) -> None:
         assert os.pwrite(self._file, data, offset) == len(data)
+
+
+def sectors_of(offset: int, length: int) -> range:
+    return range(offset // SECTOR, -(-(offset + length) // SECTOR))
 
 
 def without(write: tuple[int, bytes], low: int, high: int) -> list[tuple[int, bytes]]:
@@ -484,6 +510,10 @@ class Names(pyfuse3.Operations):
                 self.faults.rules.append(Rule.parse(rest))
             case ['clear']:
                 self.faults.rules.clear()
+            case ['bad', kind, offset, length]:
+                self.medium.spoil(kind, int(offset), int(length))
+            case ['good']:
+                self.medium.heal()
             case ['release']:
                 self.faults.release()
             case ['cut', seed] | ['cut', seed, ('random' | 'all' | 'none' | 'tear')]:

@@ -44,6 +44,7 @@ from mounts import (
 )
 
 from mirrorfs.fs import daemon
+from mirrorfs.leg.opening import read_super
 
 FAULTFS = [sys.executable, str(HERE / 'faultfs.py')]
 _PATH = os.pathsep.join([str(PROJECT), os.environ.get('PYTHONPATH', '')])
@@ -97,6 +98,15 @@ class FaultLeg:
         """Have something go wrong; see `faultfs` for the words."""
         words = [f'{name}={value}' for name, value in options.items()]
         self.order(' '.join(['rule', kind, f'do={do}', *words, *(['every'] if every else [])]))
+
+    def bad(self, kind: str, offset: int, length: int) -> None:
+        """Make bytes of the leg's data bad: for `read` until they are written, for `write` until `good`."""
+        with open(self.backing, 'rb') as file:
+            base = read_super(file.fileno())[0].layout.data_offset
+        self.order(f'bad {kind} {base + offset} {length}')
+
+    def good(self) -> None:
+        self.order('good')
 
     def clear(self) -> None:
         self.order('clear')

@@ -10,7 +10,7 @@ BLIND: list[Plant] = [
     # Writing
     Plant(
         name='unzeroed_kept_after_the_first_write',
-        target='mirrorfs.volume.volume:Volume._prepare',
+        target='mirrorfs.volume.volume:Volume.prepare',
         old='clear=UNWRITTEN | UNZEROED)',
         new='clear=UNWRITTEN)',
         checker='promise',
@@ -41,7 +41,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='look_ahead_forgets_never_written',
-        target='mirrorfs.volume.volume:Volume._prepare',
+        target='mirrorfs.volume.volume:Volume.prepare',
         old='self.log.update(last + 1, end, set_=DIRTY)',
         new='self.log.update(last + 1, end, set_=DIRTY, clear=UNWRITTEN)',
         checker='promise',
@@ -75,7 +75,7 @@ BLIND: list[Plant] = [
     # Reading
     Plant(
         name='reader_does_not_look_again',
-        target='mirrorfs.volume.volume:Volume.read',
+        target='mirrorfs.volume.reading:Reader.read',
         old='            if self._needs_resync(first, last):\n                continue\n',
         new='',
         checker='stable-reads',
@@ -86,9 +86,9 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='spare_copied_from',
-        target='mirrorfs.volume.volume:Volume.copy_to',
-        old='sorted(self.keeper.in_sync,',
-        new='sorted(self.keeper.members,',
+        target='mirrorfs.volume.copies:Copier._sources',
+        old='sorted(self._volume.keeper.in_sync,',
+        new='sorted(self._volume.keeper.members,',
         checker='never-stale',
         also=('equal', 'promise', 'log-covers', 'stable-reads', 'window'),
         why='After a restart during the recovery of slot 0 the spare is the first member.  Its own recovery '
@@ -383,7 +383,7 @@ BLIND: list[Plant] = [
         new='for start, size in extents:',
         checker='equal',
         also=('promise', 'never-stale', 'stable-reads', 'log-covers', 'window'),
-        rebind=('mirrorfs.volume.volume:copy_range',),
+        rebind=('mirrorfs.volume.copies:copy_range',),
         why='A leg that was away while the end of a chunk was discarded or zeroed is caught up: behind the '
         "source's last extent it keeps its old bytes.",
     ),
@@ -426,8 +426,8 @@ BLIND: list[Plant] = [
     Plant(
         name='longer_leg_not_erased',
         target='mirrorfs.volume.volume:make_room',
-        old='await leg.extend(end) and await leg.erase(',
-        new='await leg.extend(end) or await leg.erase(',
+        old='await leg.extend(end) and await erased(',
+        new='await leg.extend(end) or await erased(',
         checker='promise',
         also=('equal', 'stable-reads', 'log-covers', 'never-stale'),
         rebind=('mirrorfs.volume.joining:make_room',),

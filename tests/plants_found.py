@@ -18,7 +18,8 @@ WRITTEN: tuple[Operation, ...] = (('write', 0, B), ('write', B, B), ('flush',))
 CLEAN: tuple[Operation, ...] = (*WRITTEN, ('sweep',))
 HOT: tuple[Operation, ...] = (*WRITTEN, ('write', 0, 1), ('write', B, 1))
 """Leaves both chunks to the lane."""
-EIO, ENOSPC = 5, 28
+ENXIO, ENOSPC = 6, 28
+"""The first is of a disk that is gone: of one that answers EIO, blocks are tried again."""
 
 
 def w(block: int, count: int = 1) -> Operation:
@@ -30,7 +31,7 @@ def both(*operations: Operation) -> Operation:
 
 
 def fails(
-    disk: str, kind: str, nth: int, what: str = 'error', code: int = EIO, seconds: float = 0.0
+    disk: str, kind: str, nth: int, what: str = 'error', code: int = ENXIO, seconds: float = 0.0
 ) -> tuple:  # type: ignore[type-arg]
     return ((disk, kind, nth), Fault(what, code, seconds))
 
@@ -115,7 +116,7 @@ EXPELLED = Hunt(
             lane=True,
         )
     ),
-    schedules=60,
+    schedules=240,
 )
 """A leg is failed while the lane writes."""
 STUCK = Hunt(

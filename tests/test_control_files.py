@@ -70,6 +70,7 @@ VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
     *('replace', 'spare_delay', 're_add_policy'),
     *('sync_action', 'sync_completed', 'sync_speed'),
+    *('sync_action', 'sync_completed', 'sync_speed', 'max_read_errors'),
     *(
         pytest.param(name, marks=LATER)
         for name in (
@@ -77,7 +78,8 @@ VOLUME_FILES = [
         )
     ),
     *(f'bitmap/{name}' for name in 'metadata location chunksize time_base backlog can_clear states'.split()),
-    *(f'legs/0/{name}' for name in 'state path uuid errors recovery_start bad_blocks'.split()),
+    *(f'legs/0/{name}' for name in 'state path uuid errors recovery_start'.split()),
+    *(f'legs/0/{name}' for name in 'bad_blocks unacknowledged_bad_blocks'.split()),
 ]
 WRITE_ONLY = {'create', 'destroy', 'add', 'remove', 'fail', 're-add', 'replace'}
 

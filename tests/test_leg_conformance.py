@@ -122,6 +122,22 @@ async def test_the_medium_holds_what_was_written_at_any_offset_and_length(leg: L
         await leg.read_medium(SIZE - 4096, 8192)
 
 
+@pytest.mark.parametrize(
+    ('offset', 'length'), [(4096, 4096), (8192, 12288), (512, 1024), (SIZE - 512, 512), (5, 3), (4095, 4098)]
+)
+async def test_what_is_written_past_the_cache_is_seen_through_it_and_on_the_medium(
+    leg: Leg, offset: int, length: int
+) -> None:
+    await leg.write(0, noise(1 << 16, 1))  # cached, and not flushed
+    data = noise(length, 2)
+    await leg.write_medium(offset, data)
+    assert bytes(await leg.read(offset, length)) == bytes(await leg.read_medium(offset, length)) == data
+    if offset + length < 1 << 16:
+        expected = bytearray(noise(1 << 16, 1))
+        expected[offset : offset + length] = data
+        assert bytes(await leg.read(0, 1 << 16)) == expected
+
+
 async def test_a_leg_that_stays_as_it_was_has_not_departed_and_a_short_one_has(leg: Leg) -> None:
     assert await leg.departed(SIZE) == ''
     assert 'cut' in await leg.departed(SIZE + 1)

@@ -148,8 +148,10 @@ def test_an_ousted_leg_does_not_come_back_over_the_spare_that_took_its_place(vol
     spare, away = new_leg(volume), volume.legs[0].with_suffix('.away')
     volume.write('spare_delay', '0')
     volume.write('add', f'{spare} spare')
-    volume.legs[0].rename(away)
-    shutil.copy(away, volume.legs[0])  # something else is at its path
+    other = volume.legs[0].with_suffix('.other')
+    shutil.copy(volume.legs[0], other)
+    os.link(volume.legs[0], away)
+    other.replace(volume.legs[0])  # something else is at its path
     wait_for(lambda: states(volume)[2] == 'in_sync', 'the spare in sync')
     away.replace(volume.legs[0])
     volume.pool.stop()
@@ -400,8 +402,8 @@ def _truncate(leg: Path) -> None:
 
 
 def _replace(leg: Path) -> None:
-    leg.rename(f'{leg}.away')
-    leg.write_bytes(b'something else')
+    Path(f'{leg}.other').write_bytes(b'something else')
+    Path(f'{leg}.other').replace(leg)
 
 
 @pytest.mark.parametrize('harm', [_remove, _truncate, _replace], ids=['removed', 'truncated', 'replaced'])
@@ -440,6 +442,21 @@ def test_a_leg_that_comes_back_is_taken_back_by_the_volumes_policy(policy: str, 
         volume.write('re-add', 'missing')
     wait_for(lambda: states(volume)[1] == 'in_sync', 'back')
     assert volume.status()['recovered_bytes'] - before <= 2 * MIB, 'only what was written is copied'
+    assert_equal(volume, *volume.legs)
+
+
+def test_a_copy_of_a_leg_does_not_come_back_by_itself_and_lacks_what_it_lacks(volume: Volume) -> None:
+    """A copy has the same superblock as the leg; what was written since, and is clean again, it has not."""
+    wait_for(lambda: volume.status()['chunks']['dirty'] == 0, 'clean')
+    copy = new_leg(volume, 'copy')
+    shutil.copy(volume.legs[1], copy)
+    fill(volume, b'since the copy' * 1000, 6 * MIB)
+    wait_for(lambda: volume.status()['chunks']['dirty'] == 0, 'clean')
+    copy.replace(volume.legs[1])
+    wait_for(lambda: 'is not the leg that was there' in events(volume.pool), 'seen')
+    assert states(volume)[1] == 'missing'
+    volume.write('re-add', '1')
+    volume.settled()
     assert_equal(volume, *volume.legs)
 
 

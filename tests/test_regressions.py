@@ -29,6 +29,7 @@ from mirrorfs.leg.opening import FileOpener
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import assemble
 from mirrorfs.mirror.copying import copy_range
+from mirrorfs.mirror.fanout import Failures
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
@@ -405,8 +406,11 @@ async def test_a_source_that_does_not_say_where_it_has_data_is_late(autojump_clo
             await trio.sleep_forever()
             raise AssertionError
 
+    async def store(*_: object) -> Failures:
+        raise AssertionError
+
     with trio.fail_after(LONG), pytest.raises(LegTimeout):
-        await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0)
+        await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0, store)
 
 
 def test_a_late_leg_leaves_although_the_caller_gets_an_error() -> None:

@@ -20,6 +20,7 @@ from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg
 from mirrorfs.locks import ChunkLocks, Hold
 from mirrorfs.mirror import assembly, formatting, keeper, membership
+from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.fanout import fan_out
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
@@ -29,6 +30,7 @@ from mirrorfs.sim.violation import CHECKERS, Violation
 from mirrorfs.volume import doubt, joining, lifecycle
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.lifecycle import Started
+from mirrorfs.volume.reading import Reader
 from mirrorfs.volume.rebuild import Rebuilder
 from mirrorfs.volume.volume import Volume, runs
 
@@ -111,8 +113,8 @@ def data_go_before_their_mark(patch: Patch) -> None:
         first, last = self.chunks_of(offset, len(data))
         async with self.exclusive(first, last):
             await self.keeper.open_session()
-            await self._write_members(first, last, lambda member: member.write(offset, data))
-            await self._prepare(first, last)
+            await self._write_members(first, last, Change(offset, len(data), data))
+            await self.prepare(first, last)
 
     patch.setattr(Volume, 'write', write)
 
@@ -253,7 +255,7 @@ def writes_without_a_leg_are_not_marked_modified(patch: Patch) -> None:
 def _a_write_fails_on_one_leg() -> None:
     history = [w(0), w(B), w(0), ('read', 0), ('flush',)]
     for nth in range(1, 40):
-        world = World(faults={('d1', 'write', n): errno.EIO for n in range(nth, nth + 99)})
+        world = World(faults={('d1', 'write', n): errno.ENXIO for n in range(nth, nth + 99)})
         perform(world, history, f'write {nth} of d1 fails')
         recover(world.freeze(), 'all', f'write {nth} of d1 fails')
 
@@ -380,20 +382,22 @@ def nobody_excludes_anybody(patch: Patch) -> None:
 
 @plant('never-stale', 'grow-legs')
 def reads_are_served_from_a_spare(patch: Patch) -> None:
-    async def read_chunk(self: Volume, chunk: int, offset: int, length: int) -> bytes:
-        if self.log.states[chunk] & UNWRITTEN:
+    async def read_chunk(self: Reader, chunk: int, offset: int, length: int) -> bytes:
+        keeper = self._volume.keeper
+        if self._volume.log.states[chunk] & UNWRITTEN:
             return bytes(length)
-        last = self.keeper.members[max(self.keeper.members)]
+        last = keeper.members[max(keeper.members)]
         return bytes(await last.read(offset, length))
 
-    patch.setattr(Volume, '_read_chunk', read_chunk)
+    patch.setattr(Reader, '_read_chunk', read_chunk)
 
 
 @plant('whole-copy', 'grow-legs')
 def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
     async def format_leg(*arguments: Any) -> Member:
-        leg, identity, slot, layout, log, record, serial = arguments
+        leg, identity, slot, layout, log, record, serial, _ = arguments
         member = Member(slot, leg, identity, layout, log.pages)
+        await member.store_bad(record.uuid)
         await member.store_super_anew(record, serial)
         return member
 

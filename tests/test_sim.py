@@ -50,6 +50,10 @@ FOUND = {
     '("add", 3)), "all", 43, [(("d0", "write", 5), ("short", 5, 0.0)), (("d0", "any", 3), ("error", 28, '
     '0.0))]), '
     '((), (("check", "resync"),), "stop", 0, [])])',
+    # A leg that was to be copied anew could not be emptied, for one bad block, and was not taken back.
+    'a bad block in the way of a hole': '(7, (2, 2, False, False, False, (0, 0, 1, 3), False, 0.0), [((), '
+    '(("write", 0, 16), ("flush",), ("bad", 1, "write", 1, 1), ("fail", 1), ("write", 0, 2), ("readd", 1), '
+    '("quiet",), ("check",)), "stop", 0, []), ((), (("check", "reads"),), "stop", 0, [])])',
 }
 
 

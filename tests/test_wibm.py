@@ -92,8 +92,8 @@ def test_superblock_fields_are_where_the_format_says() -> None:
     assert page[263:512] == bytes(512 - 263)
     assert struct.unpack_from('<16sBB6xQQ', page, 512) == (LEG.bytes, 1, 0, 0, 0)
     assert struct.unpack_from('<16sBB6xQQ', page, 576) == (OTHER.bytes, 3, 1, 6, 77)
-    assert struct.unpack_from('<IIQQ', page, 1536) == (1, 1, 0x3000, 4096)
-    assert struct.unpack_from('<IIQQ', page, 1568) == (2, 2, 0x4000, layout.log.length)
+    assert struct.unpack_from('<IIQQ', page, 1536) == (1, 2, 0x3000, 4096)
+    assert struct.unpack_from('<IIQQ', page, 1568) == (2, 2, 0x5000, layout.log.length)
     assert struct.unpack_from('<16sQQ', page, 2048) == (uuid.UUID(int=1).bytes, 1000, 1)
     assert struct.unpack_from('<16sQQ', page, 2080) == (uuid.UUID(int=2).bytes, 2000, 7)
     assert struct.unpack_from('<I', page, 4092) == (google_crc32c.value(page[:4092]),)
@@ -101,7 +101,7 @@ def test_superblock_fields_are_where_the_format_says() -> None:
 
 def test_the_worked_superblock_never_changes() -> None:
     digest = hashlib.sha256(wibm.encode_super(example())).hexdigest()
-    assert digest == 'ba415c7ee9ed7dc771e817ea48d784d3a0ffc051ea6404095dffa2bf3886b567'
+    assert digest == '6394974ba00fe51d7d7a6f8e00bdfc86f3c1ea1cc87d9f91bd09b0ef845c29f0'
 
 
 def test_log_page_fields_are_where_the_format_says() -> None:
@@ -117,10 +117,10 @@ def test_log_page_fields_are_where_the_format_says() -> None:
 
 def test_areas_before_the_data_are_where_the_format_says() -> None:
     assert wibm.SUPER_OFFSETS == (0x1000, 0x2000)
-    assert (wibm.BAD_BLOCKS_OFFSET, wibm.LOG_OFFSET) == (0x3000, 0x4000)
+    assert (wibm.BAD_BLOCKS_OFFSET, wibm.LOG_OFFSET) == (0x3000, 0x5000)
     layout = wibm.new_layout(10 * GIB, 1 << 20)
-    assert layout.page_offset(0, 0) == 0x4000
-    assert layout.page_offset(2, 1) == 0x4000 + layout.log.length + 2 * 4096
+    assert layout.page_offset(0, 0) == 0x5000
+    assert layout.page_offset(2, 1) == 0x5000 + layout.log.length + 2 * 4096
     assert layout.data_offset % (1 << 20) == 0
     assert layout.data_offset >= layout.log.end + (256 << 10)
 

@@ -11,7 +11,7 @@ from mirrorfs.cli.common import EXIT_REFUSED
 from mirrorfs.errors import BadMetadata
 from mirrorfs.intent.states import DIRTY, WORDS
 from mirrorfs.leg.opening import read_super
-from mirrorfs.metadata import wibm
+from mirrorfs.metadata import badlist, wibm
 from mirrorfs.model import LegState
 from mirrorfs.units import format_size
 
@@ -78,6 +78,7 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
         'needed_size': sup.needed_size,
         'chunks': {'total': record.chunks, 'max': sup.layout.chunks_max} | _counts(image),
         'log': {'pages': pages, 'damaged_pages': image.damaged, 'serial': int(image.serials.max())},
+        'bad_blocks': _bad_blocks(fd, sup),
         'lineage': [
             {'uuid': str(step.uuid), 'time': _time(step.time_us), 'events': step.events}
             for step in record.lineage
@@ -93,6 +94,25 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
             if slot.state is not LegState.VACANT
         },
     }
+
+
+def _bad_blocks(fd: int, sup: wibm.LegSuper) -> list[list[int]] | None:
+    """Return the (sector, length) of what the leg lacks; None where no copy of its list is whole."""
+    offsets = [sup.layout.bad_blocks_offset(copy) for copy in (0, 1)]
+    pages = [os.pread(fd, badlist.PAGE, offset) for offset in offsets if offset is not None]
+    if not pages:
+        return []
+    try:
+        said, _ = badlist.newest(sup.record.uuid, sup.leg, *pages)
+    except BadMetadata:
+        return None
+    return [[int(sector), int(length)] for sector, length in zip(said.sectors, said.lengths, strict=True)]
+
+
+def _bad_words(ranges: list[list[int]] | None) -> str:
+    if ranges is None:
+        return 'the list is damaged'
+    return f'{sum(length for _, length in ranges)} sectors in {len(ranges)} entries' if ranges else 'none'
 
 
 def _counts(image: wibm.LogImage) -> dict[str, int]:
@@ -130,6 +150,7 @@ def _page(facts: dict[str, Any]) -> list[str]:
         ('Dirty', f'{chunks["dirty"]} chunks, {format_size(dirty)} at most to resync'),
         ('Modified', f'{chunks["modified"]} chunks'),
         ('Unwritten', f'{chunks["unwritten"]} chunks'),
+        ('Bad Blocks', _bad_words(facts['bad_blocks'])),
         ('Generation', facts['lineage'][-1]['uuid']),
     ]
     for number, slot in facts['slots'].items():

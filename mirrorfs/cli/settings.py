@@ -15,6 +15,7 @@ KEYS = {
     'raid_disks': 'raid_disks',
     'spare_delay': 'spare_delay',
     're_add_policy': 're_add_policy',
+    'max_read_errors': 'max_read_errors',
 }
 """Key to control file."""
 
@@ -27,9 +28,9 @@ KEYS = {
 def set_(pool: str, name: str, key: str, value: str) -> None:
     """Set KEY of a volume to VALUE.
 
-    KEY is one of sync_action, time_base, can_clear, size, raid_disks (legs wanted), spare_delay (seconds
-    until a spare takes the place of a leg that is gone) and re_add_policy (partial, full or none: what is
-    done by itself when a leg that was away is there again).
+    KEY is one of sync_action, time_base, can_clear, size, max_read_errors, raid_disks (legs wanted),
+    spare_delay (seconds until a spare takes the place of a leg that is gone) and re_add_policy (partial,
+    full or none: what is done by itself when a leg that was away is there again).
 
     \b
     mirrorfs set /srv/pool vm1 sync_action frozen     hold resync and recovery; idle lets them go on

@@ -16,6 +16,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import mdstat
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WORDS
+from mirrorfs.mirror.badblocks import only_there
 from mirrorfs.mirror.behind import Backlog
 from mirrorfs.model import LegState, ReturnPolicy, Slot
 from mirrorfs.pool import Entry, Pool
@@ -163,7 +164,23 @@ def _recovery_start(place: Place) -> str:
 def _errors(place: Place) -> str:
     started, _ = place.volume.require()
     member = started.volume.keeper.members.get(place.slot)
-    return f'{member.read_errors + member.write_errors if member else 0}\n'
+    return f'{member.corrected if member else 0}\n'
+
+
+def _bad_blocks(place: Place) -> str:
+    """md's form: a line ``sector length`` for each range that is durably listed."""
+    started, _ = place.volume.require()
+    member = started.volume.keeper.members.get(place.slot)
+    return member.bad_stored.lines() if member else ''
+
+
+def _unacknowledged(place: Place) -> str:
+    """What is to be listed, and is not yet so on the leg."""
+    started, _ = place.volume.require()
+    member = started.volume.keeper.members.get(place.slot)
+    if not member or member.bad is member.bad_stored:
+        return ''
+    return only_there(member.bad_stored, [member.bad]).lines()
 
 
 # Actions
@@ -342,6 +359,34 @@ async def _set_time_base(place: Place, words: list[str]) -> None:
     await _settle_record(place, time_base_ms=round(seconds * 1000))
 
 
+def _number(word: str, least: int, most: int) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 20 and least <= int(word) <= most):
+        raise Refused(errno.EINVAL, f'{word[:40]!r} is not a number from {least} to {most}')
+    return int(word)
+
+
+async def _set_max_read_errors(place: Place, words: list[str]) -> None:
+    started, _ = place.volume.require()
+    most = _number(_one(words, 'COUNT'), 0, limits.MAX_READ_ERRORS_MAX)
+    keeper = started.volume.keeper
+    await keeper.open_session()
+    keeper.record = keeper.record.but(max_read_errors=most)
+    await keeper.commit()
+
+
+async def _set_errors(place: Place, words: list[str]) -> None:
+    count = _number(_one(words, 'COUNT'), 0, limits.MAX_READ_ERRORS_MAX)
+    await place.volume.require()[1].set_corrected(place.slot, count)
+
+
+async def _list_bad(place: Place, words: list[str]) -> None:
+    """SECTOR LENGTH, as it is read"""
+    if len(words) != 2:
+        raise Refused(errno.EINVAL, f'{len(words)} words; wanted is SECTOR LENGTH')
+    sector, count = (_number(word, 0, limits.CHUNKS_MAX * limits.CHUNK_MAX) for word in words)
+    await place.volume.require()[1].list_bad(place.slot, sector, count)
+
+
 async def _can_clear(place: Place, words: list[str]) -> None:
     word = _one(words, 'true or false')
     if word not in ('true', 'false'):
@@ -378,6 +423,9 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'sync_action': ControlFile(_running(lambda e: _rebuilder(e).action), _sync_action),
     'sync_completed': ControlFile(_running(_sync_completed)),
     'sync_speed': ControlFile(_running(_sync_speed)),
+    'max_read_errors': ControlFile(
+        _recorded(lambda e: e.record and e.record.max_read_errors), _set_max_read_errors
+    ),
 }
 
 BITMAP_FILES: dict[str, ControlFile] = {
@@ -397,7 +445,8 @@ LEG_FILES: dict[str, ControlFile] = {
     'state': ControlFile(lambda place: f'{mdstat.leg_state(place.volume, place.slot)}\n', _set_state),
     'path': ControlFile(_path, _set_path),
     'uuid': ControlFile(_leg_uuid),
-    'errors': ControlFile(_errors),
+    'errors': ControlFile(_errors, _set_errors),
     'recovery_start': ControlFile(_recovery_start),
-    'bad_blocks': ControlFile(lambda place: ''),
+    'bad_blocks': ControlFile(_bad_blocks, _list_bad),
+    'unacknowledged_bad_blocks': ControlFile(_unacknowledged, _list_bad),
 }

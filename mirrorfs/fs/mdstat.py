@@ -115,6 +115,7 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'degraded': record.degraded,
         'events': record.events,
         'bitmap': 'internal' if record.logged else 'none',
+        'max_read_errors': record.max_read_errors,
         'legs': [],
     }
     if entry.started:
@@ -189,8 +190,13 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
         'tracked_since': slot.tracked_since,
     }
     if entry.started and (member := entry.started.volume.keeper.members.get(number)):
-        facts |= {'read_errors': member.read_errors, 'write_errors': member.write_errors}
-        facts |= {'writes_behind': member.backlog.count if member.backlog else 0}
+        facts |= {
+            'errors': member.corrected,
+            'read_errors': member.read_errors,
+            'write_errors': member.write_errors,
+            'bad_blocks': len(member.bad),
+            'writes_behind': member.backlog.count if member.backlog else 0,
+        }
     return facts
 
 

@@ -43,6 +43,13 @@ class Leg(Protocol):
         """Write all of `data`.  With `durable`, these bytes (only) are on stable storage on return."""
         ...
 
+    async def write_medium(self, offset: int, data: Buffer) -> None:
+        """As a durable `write`, but past any cache where that can be.
+
+        What cannot be written fails here and not, a second time, at the next flush.
+        """
+        ...
+
     async def flush(self) -> None:
         """Put everything written before this call on stable storage.
 
@@ -86,6 +93,10 @@ class Leg(Protocol):
 
         For example that it was removed, replaced by something else at its path, or cut below `needed` bytes.
         """
+        ...
+
+    def is_found(self, found: object) -> bool:
+        """Whether what `Opener.probe` has found is this very leg, and not a copy of it."""
         ...
 
     async def move(self, path: str) -> str:

@@ -44,6 +44,7 @@ class FileLeg:
         self.is_device = stat.S_ISBLK(info.st_mode)
         self.sharing = None if self.is_device else info.st_dev
         self.identity = (info.st_dev, info.st_ino)
+        self._device = info.st_rdev
         self._workers = Workers(path, limits.LEG_CALLS)
         # The kernel reports a lost write once to each open file: a sync through one must not take the report
         # from another, so durable writes have a file of their own, and a flush that failed stays failed.
@@ -107,6 +108,33 @@ class FileLeg:
             await self._workers.run(self._write, self._durable_fd, offset, data, os.RWF_DSYNC)
         else:
             await self._workers.run(self._write, self.fd, offset, data, 0)
+
+    async def write_medium(self, offset: int, data: Buffer) -> None:
+        await self._workers.run(self._write_medium, offset, data)
+
+    def _write_medium(self, offset: int, data: Buffer) -> None:
+        """Write with O_DIRECT, whose errors no other open file is told of; else durably through the cache."""
+        if offset % limits.SECTOR or len(data) % limits.SECTOR:
+            return self._write(self._durable_fd, offset, data, os.RWF_DSYNC)
+        with mmap.mmap(-1, -(-len(data) // limits.PAGE) * limits.PAGE) as aligned:
+            aligned[: len(data)] = bytes(data)
+            try:
+                fd = os.open(f'/proc/self/fd/{self.fd}', os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+                try:
+                    view = memoryview(aligned)[: len(data)]
+                    try:
+                        done = os.pwritev(fd, [view], offset, os.RWF_DSYNC)
+                    finally:
+                        view.release()
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+                done = 0
+        if done < len(data):
+            self._write(self._durable_fd, offset + done, memoryview(data)[done:], os.RWF_DSYNC)
+        return None
 
     def _write(self, fd: int, offset: int, data: Buffer, flags: int) -> None:
         view = memoryview(data)
@@ -232,6 +260,12 @@ class FileLeg:
         self.path = path
         return True
 
+    def is_found(self, found: object) -> bool:
+        assert isinstance(found, tuple)
+        if self.is_device:
+            return bool(found[2] == self._device)
+        return bool(found[:2] == self.identity)
+
     async def move(self, path: str) -> str:
         return await self._workers.run(self._move, path)
 
@@ -277,7 +311,7 @@ class FileLeg:
     def _is(self, there: os.stat_result) -> bool:
         """Whether a path's status is that of this leg."""
         if self.is_device:
-            return there.st_rdev == os.fstat(self.fd).st_rdev
+            return there.st_rdev == self._device
         return self.identity == (there.st_dev, there.st_ino)
 
     def nowait(self) -> int:

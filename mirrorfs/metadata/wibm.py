@@ -31,7 +31,7 @@ VERSION = 1
 PAGE = limits.PAGE
 SUPER_OFFSETS = (PAGE, 2 * PAGE)
 BAD_BLOCKS_OFFSET = 3 * PAGE
-LOG_OFFSET = 4 * PAGE
+LOG_OFFSET = 5 * PAGE
 SPARE_ROOM = 256 << 10
 """Bytes left free between the log and the data, for sections to come."""
 DATA_ALIGN = 1 << 20
@@ -105,6 +105,13 @@ class Layout:
     def log(self) -> Section:
         return next(section for section in self.sections if section.kind == SECTION_LOG)
 
+    def bad_blocks_offset(self, copy: int) -> int | None:
+        """Return the leg offset of copy 0 or 1 of the bad-block list; None where there is no room for one."""
+        for section in self.sections:
+            if section.kind == SECTION_BAD_BLOCKS and section.copies == 2:
+                return section.offset + copy * section.length
+        return None
+
     @property
     def chunks_max(self) -> int:
         """How many chunks the reserved log can describe."""
@@ -140,7 +147,7 @@ def new_layout(size: int, chunk_size: int) -> Layout:
     """Return the layout of a new leg: log room for growth to 16 times `size` bytes, or the chunk limit."""
     chunks = min(limits.CHUNKS_MAX, limits.GROWTH_RESERVED * -(-size // chunk_size))
     log = Section(SECTION_LOG, 2, LOG_OFFSET, pages_for(chunks) * PAGE)
-    bad_blocks = Section(SECTION_BAD_BLOCKS, 1, BAD_BLOCKS_OFFSET, PAGE)
+    bad_blocks = Section(SECTION_BAD_BLOCKS, 2, BAD_BLOCKS_OFFSET, PAGE)
     data = -(-(log.end + SPARE_ROOM) // DATA_ALIGN) * DATA_ALIGN
     return Layout(data, (bad_blocks, log))
 

@@ -1,14 +1,18 @@
 """Copying a range from one leg to others: holes stay holes, and only what a leg holds is moved."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import LegTimeout
 from mirrorfs.leg.base import Buffer
-from mirrorfs.mirror.fanout import Failures, fan_out
+from mirrorfs.mirror.change import Change
+from mirrorfs.mirror.fanout import Failures
 from mirrorfs.mirror.member import Member
+
+Store = Callable[[Sequence[Member], Change, None], Awaitable[Failures]]
+"""Writes a change to legs, all of which are to have it in time; returns those that failed."""
 
 
 async def read_in_time(member: Member, offset: int, length: int, patience: float) -> Buffer:
@@ -19,12 +23,18 @@ async def read_in_time(member: Member, offset: int, length: int, patience: float
 
 
 async def copy_range(
-    source: Member, targets: Sequence[Member], offset: int, length: int, patience: float
+    source: Member,
+    targets: Sequence[Member],
+    offset: int,
+    length: int,
+    patience: float,
+    store: Store,
+    complain: Callable[[Member, int, int, OSError], None] = lambda *_: None,
 ) -> tuple[int, Failures]:
     """Make the range on every target equal to the source's; return bytes copied and targets that failed.
 
     Offsets are bytes of the volume.  A target that fails gets no more of the range.  Raises OSError where
-    the source cannot be read.  Nothing is flushed.
+    the source cannot be read, after `complain` was told where.  Nothing is flushed.
     """
     failures: Failures = {}
     copied = 0
@@ -32,11 +42,15 @@ async def copy_range(
     extents = await _extents_in_time(source, offset, length, patience)
     for start, size in [*extents, (end, 0)]:
         if start > at:
-            await _on_targets(targets, failures, at, start - at, None, patience)
+            await _on_targets(targets, failures, Change(at, start - at), store)
         for piece in range(start, start + size, limits.REQUEST_MAX):
             step = min(limits.REQUEST_MAX, start + size - piece)
-            data = await read_in_time(source, piece, step, patience)
-            await _on_targets(targets, failures, piece, step, data, patience)
+            try:
+                data = await read_in_time(source, piece, step, patience)
+            except OSError as error:
+                complain(source, piece, step, error)
+                raise
+            await _on_targets(targets, failures, Change(piece, step, data), store)
             copied += step
         at = start + size
     return copied, failures
@@ -50,23 +64,8 @@ async def _extents_in_time(
     raise LegTimeout(f'{member.leg.path} did not say where it has data within {patience:g} s')
 
 
-async def _on_targets(
-    targets: Sequence[Member],
-    failures: Failures,
-    offset: int,
-    length: int,
-    data: Buffer | None,
-    patience: float,
-) -> None:
-    """Write `data`, or zeros for None, to the targets that have not failed yet."""
+async def _on_targets(targets: Sequence[Member], failures: Failures, change: Change, store: Store) -> None:
+    """Write to the targets that have not failed yet."""
     working = [target for target in targets if target.slot not in failures]
-    if not working:
-        return
-
-    async def store(member: Member) -> None:
-        if data is None:
-            await member.zero(offset, length)
-        else:
-            await member.write(offset, data)
-
-    failures.update(await fan_out(working, None, store, patience))
+    if working:
+        failures.update(await store(working, change, None))

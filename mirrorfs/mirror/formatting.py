@@ -27,14 +27,17 @@ async def format_leg(
     log: IntentLog,
     record: VolumeRecord,
     serial: int,
+    known: Member | None = None,
 ) -> Member:
     """Write all metadata of a leg that joins, superblock last; return it as a member.  Raises OSError.
 
-    The leg's old log, if any, must not win over the volume's: both copies of every page are written.
+    The leg's old log, if any, must not win over the volume's: both copies of every page are written.  A leg
+    that comes back, `known` with its bad-block list, keeps that: what it lacks it still lacks.
     """
-    member = Member(slot, leg, identity, layout, log.pages)
+    member = known or Member(slot, leg, identity, layout, log.pages)
     await leg.write(0, bytes(limits.PAGE))
-    await leg.write(wibm.BAD_BLOCKS_OFFSET, b'\xff' * limits.PAGE)
+    if layout.bad_blocks_offset(0) is not None:
+        await member.store_bad(record.uuid)
     await member.store_log_anew(log.whole())
     await leg.flush()
     await member.store_super_anew(record, serial)

@@ -1,4 +1,4 @@
-"""The keeper makes what is wanted durable: log pages, superblocks, the pool's record, in that order.
+"""The keeper makes what is wanted durable: log pages, bad-block lists, superblocks, the pool's record.
 
 Everyone who needs something durable changes the state in memory and awaits `commit`.  One task stores in
 rounds; a round serves all who came before it began (group commit).  Why the order:
@@ -85,6 +85,8 @@ class Keeper:
         self.quarantine: dict[int, Member] = {}
         """Expelled legs that may still have calls under way.  The observer closes them, when nobody writes
         to them around the slow path any more."""
+        self.left: dict[int, int] = {}
+        """What log serial a leg had when it left: one that comes back with less is an older copy of it."""
         self.faulted: set[int] = set()
         """Legs that failed by themselves, not by the admin's word, since the start."""
         self.log = log
@@ -186,6 +188,7 @@ class Keeper:
         for slot in slots:
             member = self.members.pop(slot)
             self.quarantine[slot] = member
+            self.left[slot] = member.log_serial
             if member.backlog:
                 member.backlog.drop(LegError(errno.EIO, f'{member.leg.path} has left'))
             if isinstance(failures[slot], OSError):
@@ -231,7 +234,8 @@ class Keeper:
 
     async def _store(self) -> None:
         while True:
-            if self._session_wanted or self.log.pending or self.record is not self._recorded:
+            unlisted = any(member.bad is not member.bad_stored for member in self.members.values())
+            if self._session_wanted or self.log.pending or unlisted or self.record is not self._recorded:
                 self._begin_session()
             record, batch = self.record, self.log.begin()
             members = list(self.members.values())
@@ -272,6 +276,13 @@ class Keeper:
         in_sync = self.in_sync
         if batch.states:
             failures = await fan_out(members, in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
+            if failures:
+                return failures
+        unlisted = [member for member in members if member.bad is not member.bad_stored]
+        if unlisted:
+            others = any(member.slot in in_sync for member in members if member not in unlisted)
+            patient = None if others else in_sync
+            failures = await fan_out(unlisted, patient, lambda m: m.store_bad(record.uuid), self.leg_timeout)
             if failures:
                 return failures
         if record is self._recorded:

@@ -1,5 +1,6 @@
 """A leg that takes part: the Leg, where things are on it, and which metadata copies are current."""
 
+import errno
 import uuid
 from typing import Self
 
@@ -7,10 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import trio
 
+from mirrorfs.errors import LegError
 from mirrorfs.intent.log import Batch
 from mirrorfs.leg.base import Buffer, LaneLeg, Leg
-from mirrorfs.metadata import wibm
+from mirrorfs.metadata import badlist, wibm
+from mirrorfs.mirror.badblocks import BadBlocks
 from mirrorfs.mirror.behind import Backlog
+from mirrorfs.mirror.readerrors import ReadErrors
 from mirrorfs.model import VolumeRecord
 
 
@@ -30,6 +34,8 @@ class Member:
         self.layout = layout
         self.page_copies: npt.NDArray[np.uint8] = np.ones(pages, np.uint8)
         """The current copy of each log page (uint8 [pages]); the next write goes to the other one."""
+        self.log_serial = 0
+        """The serial of the last batch of log pages on the leg."""
         self.super_copy = 1
         self.stuck: list[trio.Event] = []
         """One for each call of a superseded lane, set when it has come back: no data may overtake them."""
@@ -39,6 +45,13 @@ class Member:
         """Whether it is given up after FAILFAST_TIMEOUT where others can take over; `Keeper` sees to it."""
         self.read_errors = 0
         self.write_errors = 0
+        self.corrected = 0
+        """Blocks that could not be read and were mended."""
+        self.recent = ReadErrors()
+        self.bad = BadBlocks()
+        """Blocks that do not count here.  The keeper makes it durable; `bad_stored` is what is so."""
+        self.bad_stored = self.bad
+        self._bad_serial, self._bad_copy = 0, 1
 
     @classmethod
     def from_super(cls, leg: Leg, sup: wibm.LegSuper, copy: int) -> Self:
@@ -51,6 +64,10 @@ class Member:
 
     async def read(self, offset: int, length: int) -> Buffer:
         return await self.leg.read(self.layout.data_offset + offset, length)
+
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        await self.catch_up()
+        return await self.leg.read_medium(self.layout.data_offset + offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write, or have it written later if the leg may be behind."""
@@ -68,10 +85,6 @@ class Member:
         await self._let_stuck_calls_return()
         await self.leg.zero(self.layout.data_offset + offset, length)
 
-    async def erase(self, offset: int, length: int) -> bool:
-        await self.catch_up()
-        return await self.leg.erase(self.layout.data_offset + offset, length)
-
     async def flush(self) -> None:
         """Have all that was written before on stable storage, what is behind included."""
         await self.catch_up()
@@ -85,6 +98,11 @@ class Member:
     async def catch_up(self) -> None:
         if self.backlog:
             await self.backlog.drained()
+
+    async def write_medium(self, offset: int, data: Buffer) -> None:
+        await self.catch_up()
+        await self._let_stuck_calls_return()
+        await self.leg.write_medium(self.layout.data_offset + offset, data)
 
     async def _let_stuck_calls_return(self) -> None:
         while self.stuck:
@@ -102,6 +120,7 @@ class Member:
         length = wibm.pages_for(record.chunks) * wibm.PAGE
         copies = [bytes(await self.leg.read(self.layout.page_offset(0, copy), length)) for copy in (0, 1)]
         image = wibm.decode_log(record.uuid, record.chunks, lambda copy: copies[copy])
+        self.log_serial = int(image.serials.max())
         self.page_copies = np.where(image.current == wibm.NO_COPY, 1, image.current).astype(np.uint8)
         return image
 
@@ -119,6 +138,7 @@ class Member:
             start = end
         for page in pages:
             self.page_copies[page] = 1 - self.page_copies[page]
+        self.log_serial = batch.serial
 
     def _continues(self, page: int, following: int) -> bool:
         """Whether two pages lie side by side on the leg, so that one write takes both."""
@@ -129,6 +149,34 @@ class Member:
         self.page_copies = np.ones(len(batch.states), np.uint8)
         await self.store_pages(batch)
         await self.store_pages(batch)
+
+    async def load_bad(self, volume: uuid.UUID) -> None:
+        """Read the leg's bad-block list.  Raises OSError, BadMetadata where no copy of it is whole."""
+        copies = []
+        for copy in (0, 1):
+            offset = self.layout.bad_blocks_offset(copy)
+            if offset is None:
+                return
+            copies.append(bytes(await self.leg.read(offset, badlist.PAGE)))
+        said, self._bad_copy = badlist.newest(volume, self.identity, *copies)
+        self._bad_serial = said.serial
+        self.bad = self.bad_stored = BadBlocks.of(said)
+
+    async def store_bad(self, volume: uuid.UUID) -> None:
+        """Make `bad` durable in both copies of the list, first in the one that is not current.
+
+        In both, since an older list would let be read what the leg lacks, if the newer copy rots.
+        """
+        bad = self.bad
+        for copy in (1 - self._bad_copy, self._bad_copy):
+            offset = self.layout.bad_blocks_offset(copy)
+            if offset is None:
+                raise LegError(errno.EOPNOTSUPP, f'{self.leg.path} has no room for a bad-block list')
+            page = badlist.encode(volume, self.identity, bad.entries(self._bad_serial + 1))
+            await self.leg.write(offset, page, durable=True)
+            self._bad_serial += 1
+            self._bad_copy = copy
+        self.bad_stored = bad
 
     async def store_super(self, record: VolumeRecord, serial: int) -> None:
         """Make `record` durable in the superblock copy that is not current, then call that one current."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from mirrorfs.errors import BadMetadata
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
-from mirrorfs.metadata import wibm
+from mirrorfs.metadata import badlist, wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState
@@ -71,6 +71,11 @@ class Checkers:
         self.made['never-stale'] += 1
         chunk = (call.offset - self.layout.data_offset) // CHUNK
         volume = self._world.volume
+        if call.medium:
+            return  # to see what is there; what callers get, and what is copied, does not come from it
+        page, end = call.offset // BLOCK, -(-(call.offset + call.length) // BLOCK)
+        if not self.bad_pages(self._world.disks[call.disk].durable).isdisjoint(range(page, end)):
+            raise Violation('never-stale', f'data are read from {call.disk} that are on its bad-block list')
         leaving = any(m.leg.path.endswith(f'/{call.disk}') for m in volume.keeper.quarantine.values())
         if leaving and volume.locks.is_exclusive(chunk):
             return  # a copy that began when it counted, of a chunk that nobody writes meanwhile
@@ -168,6 +173,11 @@ class Checkers:
         world = self._world
         survivors = self.in_sync()
         self.made['acknowledged-everywhere'] += 1
+        for block in write.blocks:
+            page = self.layout.data_offset // BLOCK + block
+            if all(page in self.bad_pages(disk.durable) for disk in survivors):
+                text = f'block {block} is acknowledged, and bad on every leg'
+                raise Violation('acknowledged-everywhere', text)
         for name, disk in world.disks.items():
             slot = world.slot_of(disk)
             if slot is None or name in world.tainted:
@@ -180,6 +190,8 @@ class Checkers:
                     continue
             for block in write.blocks:
                 at = self.layout.data_offset + block * BLOCK
+                if at // BLOCK in self.bad_pages(disk.durable):
+                    continue
                 seen = set(tags(disk.visible.read(at, BLOCK)))
                 newer = {w.tag for w in world.model.writes[block] if w.acked >= write.began}
                 if not seen <= newer:
@@ -194,7 +206,10 @@ class Checkers:
         written = (b for chunk in chunks for b in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS))
         covered = list(written) if blocks is None else blocks
         for disk in self.in_sync():
+            bad = self.bad_pages(disk.durable)
             for block in covered:
+                if self.layout.data_offset // BLOCK + block in bad:
+                    continue
                 held = set(tags(disk.durable.read(self.layout.data_offset + block * BLOCK, BLOCK)))
                 may = self._world.model.possible(block)
                 if not held <= may:
@@ -320,9 +335,22 @@ class Checkers:
         at = self.layout.data_offset + chunk * CHUNK
         if one is other:
             return True
-        if visible:
-            return one.visible.same(other.visible, at, CHUNK)
-        return one.durable.same(other.durable, at, CHUNK)
+        bad = self.bad_pages(one.durable) | self.bad_pages(other.durable)
+        first, second = (one.visible, other.visible) if visible else (one.durable, other.durable)
+        if not bad:
+            return first.same(second, at, CHUNK)
+        pages = range(at // BLOCK, (at + CHUNK) // BLOCK)
+        return all(page in bad or first.page(page) == second.page(page) for page in pages)
+
+    def bad_pages(self, medium: Medium) -> frozenset[int]:
+        """Return the pages of a medium that are on its bad-block list: they do not count there."""
+        return bad_pages(self.layout, medium)
+
+    def spoiled(self, chunk: int) -> bool:
+        """Whether some disk ever had bad pages in a chunk: then it may be that nobody can be asked."""
+        first = (self.layout.data_offset + chunk * CHUNK) // BLOCK
+        pages = range(first, first + CHUNK_BLOCKS)
+        return any(not disk.spoiled.isdisjoint(pages) for disk in self._world.disks.values())
 
     def _active(self, disk: CrashDisk) -> bool:
         return self._whole(disk).sup.record.active
@@ -420,6 +448,37 @@ def clean_chunks(logged: bool, *said: Said) -> list[int]:
         if logged or not one.sup.record.active:
             clean |= (one.log.states & np.uint8(DIRTY | UNWRITTEN | NEEDS_RESYNC)) == 0
     return np.flatnonzero(clean).tolist()
+
+
+def bad_pages(layout: wibm.Layout, medium: Medium) -> frozenset[int]:
+    """Return the pages of a medium that are on the newest bad-block list there."""
+    offsets = [layout.bad_blocks_offset(copy) for copy in (0, 1)]
+    pages = [medium.page(offset // wibm.PAGE) for offset in offsets if offset is not None]
+    return _listed(layout.data_offset // wibm.PAGE, *pages)
+
+
+def is_list(page: bytes) -> bool:
+    """Whether a page is a whole bad-block list."""
+    try:
+        badlist.decode(*badlist.owner(page), page)
+    except BadMetadata:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _listed(base: int, *copies: bytes) -> frozenset[int]:
+    newest_serial, listed = 0, frozenset[int]()
+    for copy in copies:
+        try:
+            said = badlist.decode(*badlist.owner(copy), copy)
+        except BadMetadata:
+            continue
+        if said.serial > newest_serial:
+            pages = zip((said.sectors // 8).tolist(), (said.lengths // 8).tolist(), strict=True)
+            newest_serial = said.serial
+            listed = frozenset(base + at for first, count in pages for at in range(first, first + count))
+    return listed
 
 
 def newest(disk: CrashDisk) -> wibm.LegSuper:

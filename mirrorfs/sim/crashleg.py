@@ -8,7 +8,8 @@ them visible, still volatile.
 
 import errno
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -110,6 +111,8 @@ class Call:
     durable: bool = False
     zeros: bool = False
     """A write of nothing but zeros."""
+    medium: bool = False
+    """A read past the cache, which no caller is waiting for: it looks what is there."""
 
 
 Hook = Callable[[Call], Awaitable[None]]
@@ -146,6 +149,12 @@ class CrashDisk:
     """Whether it can forget its content quickly; else that stays, and is seen."""
     departed: str = ''
     """Why it is no longer what was opened, if it is not."""
+    unreadable: set[int] = field(default_factory=set)
+    """Pages that cannot be read until they are written."""
+    unwritable: set[int] = field(default_factory=set)
+    """Pages that cannot be written, but can be read as they are."""
+    spoiled: set[int] = field(default_factory=set)
+    """Pages that ever were one or the other."""
 
     def __post_init__(self) -> None:
         self.durable = Medium(self.size)
@@ -160,7 +169,19 @@ class CrashDisk:
     def leave(self, span: tuple[int, int]) -> None:
         self.in_flight.remove(span)
 
+    def spoil(self, kind: str, pages: Iterable[int]) -> None:
+        """From now on pages cannot be read, or cannot be written."""
+        (self.unreadable if kind == 'read' else self.unwritable).update(pages)
+        self.spoiled.update(pages)
+
+    def refuse_bad(self, bad: set[int], offset: int, length: int) -> None:
+        """Raise LegError(EIO) if a range is in any of some pages."""
+        if bad and not bad.isdisjoint(range(offset // PAGE, -(-(offset + length) // PAGE))):
+            raise LegError(errno.EIO, f'{self.name} has bad blocks there')
+
     def write(self, offset: int, data: bytes) -> Pending:
+        self.refuse_bad(self.unwritable, offset, len(data))
+        self.unreadable.difference_update(range(-(-offset // PAGE), (offset + len(data)) // PAGE))
         if offset + len(data) > self.visible.size:
             raise LegError(errno.ENOSPC, f'{self.name} has {self.visible.size} bytes')
         self.writes += 1
@@ -212,7 +233,8 @@ class CrashDisk:
         """Abandoned calls end at last: what they had to write is written."""
         for leg, offset, data in self.late:
             if data:
-                self.write(offset, data)
+                with suppress(LegError):
+                    self.write(offset, data)
             leg._ended()
         self.late.clear()
 
@@ -221,8 +243,14 @@ class CrashDisk:
         after = CrashDisk(self.name, self.size)
         after.durable, after.visible = self.durable.copy(), self.visible.copy()
         after.pending, after.writes, after.lost = list(self.pending), self.writes, self.lost
-        after.erasable = self.erasable
+        self._leave_bad(after)
         return after
+
+    def _leave_bad(self, after: 'CrashDisk') -> None:
+        """What no crash changes."""
+        after.erasable = self.erasable
+        after.unreadable, after.unwritable = set(self.unreadable), set(self.unwritable)
+        after.spoiled = set(self.spoiled)
 
     def digest(self) -> int:
         """Return a number that is equal for media of equal content."""
@@ -236,7 +264,7 @@ class CrashDisk:
             for start, end in choose(write):
                 after.durable.write(write.offset + start, write.data[start:end])
         after.visible = after.durable.copy()
-        after.erasable = self.erasable
+        self._leave_bad(after)
         return after
 
 
@@ -297,12 +325,14 @@ class CrashLeg:
         await self._step(Call(self.disk.name, 'read', offset, length))
         if offset + length > self.size:
             raise LegError(errno.EIO, f'{self.path} ends at byte {self.size}')
+        self.disk.refuse_bad(self.disk.unreadable, offset, length)
         return self.disk.visible.read(offset, length)
 
     async def read_medium(self, offset: int, length: int) -> Buffer:
-        await self._step(Call(self.disk.name, 'read', offset, length))
+        await self._step(Call(self.disk.name, 'read', offset, length, medium=True))
         if offset + length > self.size:
             raise LegError(errno.EIO, f'{self.path} ends at byte {self.size}')
+        self.disk.refuse_bad(self.disk.unreadable, offset, length)
         return self.disk.read_medium(offset, length)
 
     async def write(self, offset: int, data: Buffer, *, durable: bool = False) -> None:
@@ -326,6 +356,9 @@ class CrashLeg:
                 self.disk.unconfirmed.discard(offset)
         finally:
             self.disk.leave(span)
+
+    async def write_medium(self, offset: int, data: Buffer) -> None:
+        await self.write(offset, data, durable=True)
 
     async def flush(self) -> None:
         call = Call(self.disk.name, 'flush')
@@ -352,6 +385,9 @@ class CrashLeg:
 
     async def allocate(self, offset: int, length: int) -> None:
         pass
+
+    def is_found(self, found: object) -> bool:
+        return True
 
     async def move(self, path: str) -> str:
         raise Refused(errno.EXDEV, 'simulated legs stay where they are')

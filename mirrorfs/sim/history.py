@@ -163,8 +163,8 @@ class Composer:
         if name == 'swap':
             return ('swap', 0, 1) if self.legs > 1 else ('save', 0)
         if name == 'corrupt':
-            page = rng.randrange(4)
-            if page > 1 and rng.random() < 0.5:  # the states of all chunks, all in the same way
+            page = rng.randrange(6)
+            if page in (2, 3) and rng.random() < 0.5:  # the states of all chunks, all in the same way
                 return (name, disk, page, PAGE_HEADER, 1 << rng.randrange(5), self.chunks)
             return (name, disk, page)
         if name == 'litter':
@@ -201,6 +201,12 @@ class Composer:
                 return (name, *self._range(), rng.choice((2, 3, 5, 9)))
             case 'read' | 'discard':
                 return (name, *self._range())
+            case 'bad':
+                start, count = self._range()
+                return (name, self._disk(), rng.choice(('read', 'read', 'write')), start, min(count, 3))
+            case 'list':
+                start, count = self._range()
+                return (name, rng.randrange(self.legs), start, min(count, 3))
             case 'fail' | 'remove':
                 return (name, self._disk())
             case 'readd':
@@ -274,7 +280,8 @@ class Composer:
 
 
 ENOSPC = 28
-_CODES = (5, 5, 5, ENOSPC)
+ENXIO = 6
+_CODES = (5, 5, ENXIO, ENXIO, ENOSPC)
 LANE_SHARE = 0.2
 USED_SHARE = 0.25
 _RESTING = {
@@ -315,4 +322,6 @@ _RUNNING = {
     'release': 3,
     'vanish': 1,
     'appear': 2,
+    'bad': 3,
+    'list': 1,
 }

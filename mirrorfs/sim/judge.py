@@ -19,7 +19,7 @@ from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import Plan, assemble
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, Slot, VolumeRecord
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, SUPER_PAGES, Said, read_metadata
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, SUPER_PAGES, Said, bad_pages, read_metadata
 from mirrorfs.sim.crash import Frozen, Left
 from mirrorfs.sim.crashleg import Medium
 from mirrorfs.sim.model import BLOCK, tags
@@ -47,10 +47,12 @@ class _Leg:
         pages = [self.medium.page(page) for page in (*SUPER_PAGES, *self.log_pages)]
         return read_metadata(record.uuid, record.chunks, *pages).log
 
-    def chunk(self, chunk: int) -> list[bytes]:
-        """Return the pages of a chunk's data."""
-        first = self.said.sup.layout.data_offset // BLOCK + chunk * CHUNK_BLOCKS
-        return [self.medium.page(page) for page in range(first, first + CHUNK // BLOCK)]
+    def chunk(self, chunk: int) -> list[bytes | None]:
+        """Return the pages of a chunk's data, None for one that is on the bad-block list."""
+        layout = self.said.sup.layout
+        first, bad = layout.data_offset // BLOCK + chunk * CHUNK_BLOCKS, bad_pages(layout, self.medium)
+        pages = range(first, first + CHUNK // BLOCK)
+        return [None if page in bad else self.medium.page(page) for page in pages]
 
 
 def judge(frozen: Frozen, fate: str) -> bool:
@@ -138,12 +140,19 @@ def _judge_chunk(chunk: int, state: int, legs: Sequence[_Leg], may: Promise) -> 
         if leg is not legs[0] and pages == first:
             continue
         for number, (page, possible) in enumerate(zip(pages, may, strict=True)):
+            if page is None:
+                continue
             held = _held(page)
             if not held <= possible:
                 block = chunk * CHUNK_BLOCKS + number
                 raise Violation('promise', f'block {block} would read {set(held)}, may be {set(possible)}')
-        if pages != first and not state & NEEDS_RESYNC:
+        if not _alike(pages, first) and not state & NEEDS_RESYNC:
             raise Violation('log-covers', f'legs would differ in chunk {chunk}, and the log does not say so')
+
+
+def _alike(one: Sequence[bytes | None], other: Sequence[bytes | None]) -> bool:
+    """Whether pages are the same, but for those that do not count on one of two legs."""
+    return all(a == b or a is None or b is None for a, b in zip(one, other, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,6 +174,6 @@ def _judge_stale(record: VolumeRecord, slot: int, leg: _Leg, source: _Leg, state
     if own.full:
         needed[own.mark :] = True
     for chunk in np.flatnonzero(~needed).tolist():
-        if leg.chunk(chunk) != source.chunk(chunk):
+        if not _alike(leg.chunk(chunk), source.chunk(chunk)):
             checker = 'window' if own.full else 'log-covers'
             raise Violation(checker, f'slot {slot} would lack chunk {chunk}, which the log does not name')

@@ -9,7 +9,7 @@ from typing import Any
 from mirrorfs.intent.states import UNWRITTEN
 from mirrorfs.limits import SECTOR
 from mirrorfs.metadata import wibm
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super, is_list
 from mirrorfs.sim.crashleg import CrashDisk, keep_all
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.violation import Violation
@@ -103,16 +103,20 @@ def _shrink(world: World, number: int) -> None:
 def _corrupt(
     world: World, number: int, page: int, first: int = 0, mask: int = 0x5A, count: int = SECTOR
 ) -> None:
-    """Some bytes of one copy of a superblock (page 0, 1) or of the log (2, 3) rot on a disk."""
+    """Some bytes of one copy of a superblock (page 0, 1), the log (2, 3) or the bad-block list (4, 5) rot."""
     disk = world.disks[f'd{number}']
-    at = [*wibm.SUPER_OFFSETS, *(world.layout.page_offset(0, copy) for copy in (0, 1))][page] + first
+    lists = [world.layout.bad_blocks_offset(copy) or 0 for copy in (0, 1)]
+    logs = [world.layout.page_offset(0, copy) for copy in (0, 1)]
+    at = [*wibm.SUPER_OFFSETS, *logs, *lists][page] + first
     if any(write.offset < at + count and at < write.end for write in disk.pending):
         return  # what waits to be written would mend it
     for medium in (disk.durable, disk.visible):
         medium.write(at, bytes(byte ^ mask for byte in medium.read(at, count)))
-    if page > 1:
+    if page in (2, 3):
         world.rotten.add(disk.name)
     if not any(decode_super(disk.durable.read(offset, wibm.PAGE)) for offset in wibm.SUPER_OFFSETS):
+        world.unreadable.add(disk.name)
+    if not any(is_list(disk.durable.read(offset, wibm.PAGE)) for offset in lists):
         world.unreadable.add(disk.name)
 
 

@@ -485,6 +485,7 @@ class SimSystem(System):
             raise BlockingIOError(errno.EAGAIN, 'not in the page cache')
         if offset + len(part) > leg.size:
             raise LegError(errno.EIO, 'short')
+        leg.disk.refuse_bad(leg.disk.unreadable, offset, len(part))
         part[:] = leg.disk.visible.read(offset, len(part))
         self._leg(fd)
         yield None

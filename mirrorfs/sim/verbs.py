@@ -12,6 +12,7 @@ import trio
 
 from mirrorfs.errors import Refused
 from mirrorfs.intent.states import NEEDS_RESYNC
+from mirrorfs.limits import SECTOR
 from mirrorfs.model import LegState
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, leg_of
 from mirrorfs.sim.model import BLOCK, tags
@@ -19,6 +20,7 @@ from mirrorfs.sim.resting import RESTING, Operation
 from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import World
 
+SECTORS = BLOCK // SECTOR
 QUIET_PATIENCE = 600.0
 """Virtual seconds within which resync and recovery end."""
 
@@ -270,6 +272,41 @@ async def _exchange(world: World, number: int) -> None:
     RESTING['old'](world, number)
 
 
+async def _bad(
+    world: World, number: int, kind: str, block: int, count: int = 1, *, beside: bool = False
+) -> None:
+    """Blocks of a disk cannot be read (kind ``read``) or written (``write``).
+
+    Not where another's are bad, but with `beside`.
+    """
+    base = world.layout.data_offset // BLOCK
+    pages = {base + at for at in range(block, block + count)}
+    disk = world.disks.get(f'd{number}')
+    others = (other.spoiled for other in world.disks.values() if other is not disk)
+    if disk and (beside or pages.isdisjoint(set().union(*others))):
+        disk.spoil(kind, pages)
+        world.troubled = True
+
+
+async def _bad_too(world: World, number: int, kind: str, block: int, count: int = 1) -> None:
+    await _bad(world, number, kind, block, count, beside=True)
+
+
+async def _list(world: World, slot: int, block: int, count: int = 1) -> None:
+    """The admin says that blocks of a leg are bad."""
+    disk = world.disks.get(f'd{slot}')
+    if disk is None:
+        return
+    base = world.layout.data_offset // BLOCK + block
+    disk.spoiled.update(range(base, base + count))
+    world.troubled = True
+
+    async def verb(word: str) -> None:
+        await world.admin.list_bad(slot, block * SECTORS, count * SECTORS)
+
+    await _admin(world, verb, slot)
+
+
 async def _copy(world: World, number: int) -> None:
     RESTING['save'](world, number)
 
@@ -284,17 +321,20 @@ async def _check(world: World, how: str = 'reads') -> None:
     began = world.model.tick()
     first = await _read_all(world)
     for block, seen in enumerate(first):
-        world.checkers.promised(block, began, seen)
+        if seen is not None:
+            world.checkers.promised(block, began, seen)
     await _quiet(world)
     world.checkers.equal()
     await _welcome_back(world)
     began = world.model.tick()
     for block, seen in enumerate(await _read_all(world)):
-        world.checkers.promised(block, began, seen)
+        if seen is not None:
+            world.checkers.promised(block, began, seen)
     world.checkers.equal()
     await _flush(world)
     for block, seen in enumerate(first):
-        world.model.settle(block, seen)
+        if seen is not None:
+            world.model.settle(block, seen)
 
 
 async def _welcome_back(world: World) -> None:
@@ -328,13 +368,28 @@ async def _welcome_back(world: World) -> None:
             raise Violation('operator', f'slot {slot} did not come back: {world.events[-5:]}')
 
 
-async def _read_all(world: World) -> list[list[int]]:
-    """Return the tags of every block, read chunk by chunk."""
-    found: list[list[int]] = []
+async def _read_all(world: World) -> list[list[int] | None]:
+    """Return the tags of every block, read chunk by chunk; None for what bad blocks let nobody read."""
+    found: list[list[int] | None] = []
     for chunk in range(world.chunks):
-        data = bytes(await world.port.read(chunk * CHUNK, CHUNK))
-        found.extend(tags(data[at : at + BLOCK]) for at in range(0, CHUNK, BLOCK))
+        try:
+            data = bytes(await world.port.read(chunk * CHUNK, CHUNK))
+        except OSError:
+            if not world.checkers.spoiled(chunk):
+                raise
+            blocks = range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS)
+            found.extend([await _read_block(world, block) for block in blocks])
+        else:
+            found.extend(tags(data[at : at + BLOCK]) for at in range(0, CHUNK, BLOCK))
     return found
+
+
+async def _read_block(world: World, block: int) -> list[int] | None:
+    try:
+        return tags(bytes(await world.port.read(block * BLOCK, BLOCK)))
+    except OSError:
+        world.checkers.made['bad'] += 1
+        return None
 
 
 RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
@@ -365,6 +420,9 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'vanish': _vanish,
     'appear': _appear,
     'copy': _copy,
+    'bad': _bad,
+    'bad-too': _bad_too,
+    'list': _list,
     'exchange': _exchange,
     'check': _check,
 }

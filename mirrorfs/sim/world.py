@@ -325,7 +325,7 @@ class World:
         """Start the pool, and with it the volume, from the disks at hand.  Raises Refused."""
         self._nursery = nursery
         self.at_rest = False
-        self.troubled = bool(self.plan)
+        self.troubled = bool(self.plan) or any(disk.spoiled for disk in self.disks.values())
         before = {name: disk.writes for name, disk in self.disks.items()}
         self._untaint()
         running = self._new_pool()

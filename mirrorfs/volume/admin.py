@@ -14,6 +14,8 @@ from mirrorfs.errors import Refused
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
+from mirrorfs.mirror.badblocks import BLOCK
+from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.formatting import format_leg
 from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
@@ -89,6 +91,50 @@ class Admin:
         if self._volume.keeper.in_sync == [slot]:
             message = f'leg {word} is the last in-sync leg of {self._volume.name}; add another first'
             raise Refused(errno.EBUSY, message)
+        alone = self._volume.narrower.needed(slot)
+        if alone:
+            message = f'leg {word} of {self._volume.name} has {alone} blocks that are bad on all others'
+            raise Refused(errno.EBUSY, f'{message}; add another first')
+
+    async def list_bad(self, slot: int, sector: int, count: int) -> None:
+        """Put a range of a leg on its bad-block list: sectors of its data, widened to blocks of 4096 bytes.
+
+        Raises Refused: EINVAL for a range beyond the data, EBUSY where no other leg in sync has all of it or
+        the leg is not in use, ENOSPC where the list is full.
+        """
+        async with self._turn:
+            volume, size = self._volume, self._volume.record.size
+            if sector < 0 or count <= 0 or (sector + count) * limits.SECTOR > size:
+                most = size // limits.SECTOR
+                raise Refused(errno.EINVAL, f'sectors {sector} + {count}: the volume has {most} of them')
+            first = sector * limits.SECTOR // BLOCK
+            end = -(-(sector + count) * limits.SECTOR // BLOCK)
+            offset, length = first * BLOCK, min(end * BLOCK, size) - first * BLOCK
+            async with volume.exclusive(*volume.chunks_of(offset, length)):
+                await volume.keeper.open_session()
+                await volume.make_equal(*volume.chunks_of(offset, length))
+                await self._list_bad(slot, offset, length)
+
+    async def _list_bad(self, slot: int, offset: int, length: int) -> None:
+        volume, keeper = self._volume, self._volume.keeper
+        member = keeper.members.get(slot)
+        if member is None:
+            raise Refused(errno.EBUSY, f'leg {self._record.place(slot)} of {volume.name} is not in use')
+        held = Change(offset, length)
+        if volume.narrower.unheld(held, without=slot):
+            message = f'no other leg of {volume.name} in sync has all of that'
+            raise Refused(errno.EBUSY, message)
+        if await volume.narrower.give_up_blocks(member, offset, length):
+            most = limits.BAD_BLOCKS_MAX
+            raise Refused(errno.ENOSPC, f'the list of {member.leg.path} has its {most} entries already')
+        await keeper.settle()
+
+    async def set_corrected(self, slot: int, count: int) -> None:
+        """Set the count of a leg's mended blocks.  Raises Refused(EBUSY) for one that is not in use."""
+        member = self._volume.keeper.members.get(slot)
+        if member is None:
+            raise Refused(errno.EBUSY, f'leg {self._record.place(slot)} of {self._volume.name} is not in use')
+        member.corrected = count
 
     async def remove(self, word: str) -> None:
         """Take out a stale leg or a hot spare; ``failed``: all those, ``detached``: all that are not there.

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Awaitable, Callable
 
 import numpy as np
+import numpy.typing as npt
 import trio
 
 from mirrorfs import hot
@@ -18,6 +19,7 @@ from mirrorfs.locks import ChunkLocks
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
 
+_NO_CHUNKS: npt.NDArray[np.intp] = np.empty(0, np.intp)
 RETRY = 1.0
 """Seconds between tries to record a change of legs."""
 
@@ -47,8 +49,12 @@ class LaneGate:
         """Give the lane what it may have of chunks first..last: nothing that someone holds exclusively."""
         if self._closed:
             return
+        bad = self._bad_chunks(first, last)
         if first == last:
             if not self._locks.is_exclusive(first):
+                if len(bad):
+                    self._table.flags[first] = hot.ZEROS if self._log.states[first] & UNWRITTEN else 0
+                    return
                 wanted, durable = int(self._log.states[first]), int(self._log.durable[first])
                 self._table.flags[first] = self._permission(wanted, durable)
             return
@@ -60,12 +66,24 @@ class LaneGate:
             marked = (wanted_all & durable_all & marks) == marks
             flags[marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)] |= np.uint8(hot.WRITE)
         flags[(wanted_all & np.uint8(NEEDS_RESYNC)) != 0] = 0
+        flags[bad - first] &= np.uint8(hot.ZEROS)
         for low, high in self._locks.exclusive_ranges():
             flags[max(0, low - first) : max(0, high + 1 - first)] = 0
         self._table.view()[first : last + 1] = flags
 
     def offer_all(self) -> None:
         self.offer(0, len(self._log) - 1)
+
+    def _bad_chunks(self, first: int, last: int) -> npt.NDArray[np.intp]:
+        """Return those of the chunks (intp [n]) with blocks that are bad on some leg: not for the lane."""
+        shift = self._table.shift
+        lists = [member.bad for member in self.keeper.members.values() if member.bad]
+        if not lists:
+            return _NO_CHUNKS
+        start, length = first << shift, (last + 1 - first) << shift
+        touching = [bad.chunks(shift) for bad in lists if bad.touches(start, length)]
+        found = np.unique(np.concatenate([_NO_CHUNKS, *touching]))
+        return found[(found >= first) & (found <= last)]
 
     def _permission(self, wanted: int, durable: int) -> int:
         """Return the flags for one chunk, as `offer` computes them for many."""

@@ -16,10 +16,11 @@ from mirrorfs.leg.base import Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.formatting import format_leg, read_super
+from mirrorfs.mirror.member import Member
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import VolumeRecord
 from mirrorfs.volume.lifecycle import Started
-from mirrorfs.volume.volume import make_room
+from mirrorfs.volume.volume import erased, make_room
 
 Transition = Callable[[VolumeRecord], VolumeRecord]
 
@@ -46,7 +47,7 @@ class Joiner:
     async def new(self, slot: int, leg: Leg, layout: wibm.Layout, transition: Transition) -> None:
         """Let a leg join that holds nothing of ours.  Raises Refused, OSError."""
         with self.deadline(leg):
-            zeroed = await leg.erase(layout.data_offset, self._volume.record.size)
+            zeroed = await erased(leg, layout.data_offset, self._volume.record.size)
         await self._volume.keeper.open_session()
         await self._join(slot, leg, layout, transition, zeroed)
 
@@ -80,30 +81,42 @@ class Joiner:
         With `partial` only a leg whose absence was tracked: EAGAIN for one that needs everything.
         """
         volume = self._volume
-        sup = await self._check_kin(slot, leg)
-        if partial and not membership.can_catch_up(volume.record, slot, sup.record):
+        sup, known = await self._check_kin(slot, leg)
+        with self.deadline(leg):
+            await known.load_log(sup.record)
+        # Since then chunks may have been written and become clean: their marks would be on the leg that left.
+        old_copy = known.log_serial < volume.keeper.left.get(slot, 0)
+
+        def can_catch_up(record: VolumeRecord) -> bool:
+            return not old_copy and membership.can_catch_up(record, slot, sup.record)
+
+        if partial and not can_catch_up(volume.record):
             raise Refused(errno.EAGAIN, f'{leg.path} needs a full recovery; re-add it')
         await volume.keeper.open_session()
         record = volume.record
-        caught_up = membership.can_catch_up(record, slot, sup.record)
+        caught_up = can_catch_up(record)
         base = sup.layout.data_offset
-        known = sup.record.size if caught_up else 0
+        end = sup.record.size if caught_up else 0
         """Up to here the leg is as the log says, or will be: beyond, it may hold anything."""
         with self.deadline(leg):
-            zeroed = known == record.size or await make_room(leg, base + known, base + record.size)
+            zeroed = end == record.size or await make_room(leg, base + end, base + record.size)
 
         def rejoin(record: VolumeRecord) -> VolumeRecord:
             forgotten = not record.slots[slot].state.is_stale  # another leg took its place just now
-            if forgotten or membership.can_catch_up(record, slot, sup.record) != caught_up:
+            if forgotten or can_catch_up(record) != caught_up:
                 raise Refused(errno.EAGAIN, f'{record.name} just changed; try again')
             return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
 
-        await self._join(slot, leg, sup.layout, rejoin, zeroed)
+        await self._join(slot, leg, sup.layout, rejoin, zeroed, known)
 
-    async def _check_kin(self, slot: int, leg: Leg) -> wibm.LegSuper:
+    async def _check_kin(self, slot: int, leg: Leg) -> tuple[wibm.LegSuper, Member]:
+        """Return what a leg says of itself, and the leg as it knows its bad blocks.  Raises Refused."""
         record, path = self._volume.record, leg.path
         try:
-            sup, _ = await read_super(leg)
+            sup, copy = await read_super(leg)
+            known = Member.from_super(leg, sup, copy)
+            if sup.record.uuid == record.uuid:
+                await known.load_bad(record.uuid)
         except BadMetadata as bad:
             raise Refused(errno.EINVAL, f'{path}: {bad}; use add to make it a new leg') from None
         theirs, place = sup.record, record.place(slot)
@@ -124,12 +137,21 @@ class Joiner:
             # It may have been cut short and grown again by others: what it lost then nobody knows.
             found = f'{path} has {leg.size} bytes, it had {sup.needed_size} at least; give it back its size'
             raise Refused(errno.ENOSPC, f'{found}, or remove it and add it with --force')
-        return sup
+        return sup, known
 
     async def _join(
-        self, slot: int, leg: Leg, layout: wibm.Layout, transition: Transition, zeroed: bool
+        self,
+        slot: int,
+        leg: Leg,
+        layout: wibm.Layout,
+        transition: Transition,
+        zeroed: bool,
+        known: Member | None = None,
     ) -> None:
-        """Make a leg a member by a transition of the record, with no write in flight that it would miss."""
+        """Make a leg a member by a transition of the record, with no write in flight that it would miss.
+
+        `known`: the leg as it was before, whose bad blocks stay bad.
+        """
         volume, keeper = self._volume, self._volume.keeper
         async with volume.exclusive(0, len(volume.log) - 1):
             before = keeper.record
@@ -140,7 +162,7 @@ class Joiner:
             identity = joined.slots[slot].leg
             serial = keeper.next_serial()
             with self.deadline(leg):
-                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial)
+                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial, known)
             if keeper.record.events != before.events:  # a leg was expelled, or recovered, meanwhile
                 raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
             keeper.members[slot] = member

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import trio
 
 from mirrorfs import limits
-from mirrorfs.errors import Refused
+from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC
 from mirrorfs.leg.base import Leg
 from mirrorfs.metadata import wibm
@@ -86,6 +86,7 @@ class Started:
                 nursery.start_soon(self.clearer.run)
                 nursery.start_soon(self.clearer.bound_unflushed)
                 nursery.start_soon(self.rebuilder.run)
+                nursery.start_soon(volume.reader.run)
                 task_status.started()
         if failure:
             raise failure
@@ -148,9 +149,10 @@ async def start(
                 # What a killed process left in the page cache is read as if durable: make it so.
                 await member.leg.flush()
                 images[slot] = await member.load_log(plan.record)
-        except (OSError, trio.TooSlowError) as error:
+                await member.load_bad(plan.record.uuid)
+        except (OSError, BadMetadata, trio.TooSlowError) as error:
             why = str(error) or 'it does not answer'
-            emit('Fail', pool_record.name, member.leg.path, f'cannot read the intent log: {why}')
+            emit('Fail', pool_record.name, member.leg.path, f'cannot read its metadata: {why}')
             absent.append(slot)
         else:
             members[slot] = member

@@ -1,4 +1,4 @@
-"""The paths of data: write, read, flush, discard, grow.  Owned by trio's thread.
+"""The paths of data: write, flush, discard, grow; `reading` has the other one.  Owned by trio's thread.
 
 The life of a write that takes the slow path (the data lane serves the others by the hot table):
 
@@ -13,7 +13,7 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -31,15 +31,17 @@ from mirrorfs.locks import ChunkLocks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.behind import Backlog
-from mirrorfs.mirror.copying import copy_range, read_in_time
+from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
+from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
+from mirrorfs.volume.narrowing import Narrower, is_of_the_medium
+from mirrorfs.volume.reading import Reader
 
-Operation = Callable[[Member], Awaitable[None]]
 Emit = Callable[..., None]
 """Says an event: emit(word, volume, device='', text='')."""
 
@@ -56,6 +58,9 @@ class Volume:
         self.gate = LaneGate(self.hot, log, self.locks, lambda: not (self.broken or self._blocked))
         self.lookahead = Lookahead()
         self.counters = Counters()
+        self.narrower = Narrower(self)
+        self.reader = Reader(self)
+        self._copier = Copier(self)
         self.emit = emit
         self.broken = ''
         """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
@@ -205,8 +210,8 @@ class Volume:
             await self._admit_writer()
             first, last = self.chunks_of(offset, length)
             async with self.exclusive(first, last):
-                await self._prepare(first, last)
-                await self._write_members(first, last, lambda member: member.write(offset, data))
+                await self.prepare(first, last)
+                await self._write_members(first, last, Change(offset, length, data))
             self.counters.writes += 1
             self.counters.written_bytes += length
             self.counters.unflushed += length
@@ -220,7 +225,7 @@ class Volume:
             await self._unblocked.wait()
             self._refuse_if_broken()
 
-    async def _prepare(self, first: int, last: int) -> None:
+    async def prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
         self._refuse_if_broken()
         await self.keeper.open_session()
@@ -243,15 +248,15 @@ class Volume:
         garbage = first + np.flatnonzero(self.log.states[first : last + 1] & np.uint8(UNZEROED))
         for low, high in runs(garbage):
             offset, length = self.bytes_of(low, high)
-            await self._write_members(low, high, zeroing(offset, length))
+            await self._write_members(low, high, Change(offset, length))
         if len(garbage):
             await self.flush()
 
-    async def _write_members(self, first: int, last: int, operate: Operation) -> None:
+    async def _write_members(self, first: int, last: int, change: Change) -> None:
         """Do a write on all members; return when every leg that counts has it."""
         members = self.members
         self.hot.touched_view()[first : last + 1] = 1
-        failures = await fan_out(members, self.keeper.in_sync, operate, self.keeper.leg_timeout)
+        failures = await self.narrower.write(members, change, self.keeper.in_sync)
         verdict = self._judge(members, failures)
         if verdict.error:
             self._failed_half_way(first, last, failures, verdict.error)
@@ -259,6 +264,10 @@ class Volume:
         if verdict.error:
             raise verdict.error
         await self.keeper.settle()
+        if self.narrower.unheld(change):  # the leg that had what is bad on others has just failed
+            error = LegError(errno.EIO, 'some blocks are bad on every leg')
+            self._failed_half_way(first, last, {}, error)
+            raise error
 
     def _judge(self, members: list[Member], failures: Failures, *, shared_full: bool = True) -> Verdict:
         for member in members:
@@ -334,99 +343,13 @@ class Volume:
         Returns the bytes copied.  Targets that fail are expelled, durably.  Raises OSError where no in-sync
         leg can be read, or where there is no room to make them equal from any of them.
         """
-        sources = sorted(self.keeper.in_sync, key=lambda slot: slot != preferred)
-        error: OSError = LegError(errno.EIO, 'no leg is in sync')
-        for slot in sources:
-            source = self.keeper.members.get(slot)
-            targets = [m for m in self.members if m.slot != slot and target in (None, m.slot)]
-            if source is None:
-                continue
-            if not targets:
-                return 0
-            if target is None:
-                # What its cache shows may never have reached its medium, if a flush failed just before a
-                # crash: so the source is rewritten, too.
-                targets.append(source)
-            try:
-                copied, failures = await copy_range(source, targets, offset, length, self.keeper.leg_timeout)
-            except OSError as failure:
-                source.read_errors += 1
-                error = failure
-                continue
-            for member in targets:
-                member.write_errors += member.slot in failures
-            self.counters.unflushed += copied
-            # The source may have been expelled meanwhile: then a target may be the last leg in sync.  Where a
-            # filesystem that legs share is full, what another leg holds may take less room.
-            verdict = judge(self.members, self.keeper.in_sync, failures, shared_full=target is None)
-            self.keeper.expel(verdict.expel)
-            await self.keeper.settle()
-            if verdict.error:
-                error = verdict.error
-                continue
-            return copied
-        raise error
+        return await self._copier.copy(offset, length, preferred, target)
 
     # Reading
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Return the bytes there are in the range; fewer than `length` at the volume's end."""
-        length = min(length, self.record.size - offset)
-        if length <= 0:
-            return b''
-        first, last = self.chunks_of(offset, length)
-        while True:
-            if self._needs_resync(first, last):
-                async with self.exclusive(first, last):
-                    await self.make_equal(first, last)
-            async with self.locks.hold(first, last, shared=True):
-                if self._needs_resync(first, last):
-                    continue
-                self.counters.reads += 1
-                self.counters.read_bytes += length
-                return await self._read_pieces(offset, length)
-
-    def _needs_resync(self, first: int, last: int) -> bool:
-        return bool((self.log.states[first : last + 1] & np.uint8(NEEDS_RESYNC)).any())
-
-    async def _read_pieces(self, offset: int, length: int) -> Buffer:
-        first, last = self.chunks_of(offset, length)
-        if first == last:
-            return await self._read_chunk(first, offset, length)
-        whole = bytearray()
-        for chunk in range(first, last + 1):
-            start, size = self.bytes_of(chunk, chunk)
-            low, high = max(offset, start), min(offset + length, start + size)
-            whole += await self._read_chunk(chunk, low, high - low)
-        return whole
-
-    async def _read_chunk(self, chunk: int, offset: int, length: int) -> Buffer:
-        """Read within one chunk: zeros if never written, else from its home leg, else from another."""
-        if self.log.states[chunk] & UNWRITTEN:
-            return bytes(length)
-        in_sync, homes = self.keeper.in_sync, self.keeper.homes
-        home = (chunk >> self.hot.home_shift) % len(homes)
-        late: Failures = {}
-        error: OSError = LegError(errno.EIO, 'no leg is in sync')
-        for slot in homes[home:] + homes[:home] + [slot for slot in in_sync if slot not in homes]:
-            member = self.keeper.members.get(slot)
-            if member is None:
-                continue
-            try:
-                patience = self.keeper.patience(member, alone=len(in_sync) == 1)
-                data = await read_in_time(member, offset, length, patience)
-            except OSError as failure:
-                error = failure
-                member.read_errors += 1
-                self.emit('ReadError', self.name, member.leg.path, f'at byte {offset}: {failure.strerror}')
-                if isinstance(failure, LegTimeout):
-                    late[slot] = failure
-                continue
-            if late and slot in self.keeper.in_sync:
-                self.keeper.expel(late)
-                await self.keeper.settle()
-            return data
-        raise error
+        return await self.reader.read(offset, length)
 
     # Space
 
@@ -447,8 +370,8 @@ class Volume:
                 if high - low == size:
                     whole.append(chunk)
                 else:
-                    await self._prepare(chunk, chunk)
-                    await self._write_members(chunk, chunk, zeroing(low, high - low))
+                    await self.prepare(chunk, chunk)
+                    await self._write_members(chunk, chunk, Change(low, high - low))
             await self._forget(np.array(whole, np.intp))
 
     async def _forget(self, chunks: npt.NDArray[np.intp]) -> None:
@@ -462,7 +385,8 @@ class Volume:
             offset, length = self.bytes_of(low, high)
 
             async def erase(member: Member, offset: int = offset, length: int = length) -> None:
-                await member.erase(offset, length)
+                await member.catch_up()
+                await erased(member.leg, member.layout.data_offset + offset, length)
 
             members = self.members
             failures = await fan_out(members, self.keeper.in_sync, erase, self.keeper.leg_timeout)
@@ -535,7 +459,7 @@ class Volume:
                 # The rest of the last old chunk is new, too, but has no state of its own to say so.
                 end = len(self.log) << self._shift
                 await self._write_members(
-                    len(self.log) - 1, len(self.log) - 1, zeroing(record.size, min(end, size) - record.size)
+                    len(self.log) - 1, len(self.log) - 1, Change(record.size, min(end, size) - record.size)
                 )
                 await self.flush()
             state = UNWRITTEN if all(zeroed) else UNWRITTEN | UNZEROED
@@ -561,12 +485,17 @@ async def make_room(leg: Leg, start: int, end: int) -> bool:
 
     The leg may have been longer before, with anything in that part.
     """
-    return await leg.extend(end) and await leg.erase(start, end - start)
+    return await leg.extend(end) and await erased(leg, start, end - start)
 
 
-def zeroing(offset: int, length: int) -> Operation:
-    """Return the operation that zeroes a range on a member."""
-    return lambda member: member.zero(offset, length)
+async def erased(leg: Leg, start: int, length: int) -> bool:
+    """Forget a range; return whether it surely reads as zeros, which a few bad blocks may keep it from."""
+    try:
+        return await leg.erase(start, length)
+    except OSError as error:
+        if not is_of_the_medium(error):
+            raise
+        return False
 
 
 def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:

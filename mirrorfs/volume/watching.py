@@ -113,6 +113,11 @@ class Watcher:
         self._tried[slot] = found
         if found is None or found == before or volume.record.return_policy is ReturnPolicy.NONE:
             return
+        left = keeper.quarantine.get(slot)
+        if left and not left.leg.is_found(found):
+            text = 'is not the leg that was there; re-add it if it is wanted'
+            volume.emit('StaleLeg', volume.name, path, text)
+            return
         try:
             await self._admin.welcome_back(
                 slot, partial=volume.record.return_policy is ReturnPolicy.PARTIAL

@@ -1,0 +1,111 @@
+"""Copying a range from an in-sync leg to others, around what is bad on some of them."""
+
+import errno
+from typing import TYPE_CHECKING
+
+from mirrorfs import limits
+from mirrorfs.errors import LegError
+from mirrorfs.mirror.badblocks import BLOCK, segments
+from mirrorfs.mirror.copying import copy_range
+from mirrorfs.mirror.fanout import judge
+from mirrorfs.volume.narrowing import is_of_the_medium
+
+if TYPE_CHECKING:
+    from mirrorfs.volume.volume import Volume
+
+
+class Copier:
+    """Copies within one volume.  Ranges, in bytes, are held exclusively by callers."""
+
+    def __init__(self, volume: 'Volume') -> None:
+        self._volume = volume
+
+    async def copy(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
+        """As `Volume.copy_to`.  What no in-sync leg has, or none can read, is listed on the target."""
+        keeper = self._volume.keeper
+        copied = 0
+        for at, size in segments(offset, length, [keeper.members[slot].bad for slot in keeper.in_sync]):
+            copied += await self._copy_part(at, size, preferred, target)
+        return copied
+
+    async def _copy_part(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
+        """Copy a range that each leg has wholly or not at all."""
+        sources = [slot for slot in self._sources(preferred) if self._has(slot, offset, length)]
+        if not sources:
+            await self._give_up(offset, length, target)
+            return 0
+        try:
+            return await self._copy_from(sources, offset, length, target)
+        except OSError as error:
+            if target is None or target not in self._volume.keeper.members or not is_of_the_medium(error):
+                raise
+        return await self._copy_what_can_be_read(offset, length, preferred, target)
+
+    def _sources(self, preferred: int | None) -> list[int]:
+        return sorted(self._volume.keeper.in_sync, key=lambda slot: slot != preferred)
+
+    def _has(self, slot: int, offset: int, length: int) -> bool:
+        return not self._volume.keeper.members[slot].bad.touches(offset, length)
+
+    async def _copy_from(self, sources: list[int], offset: int, length: int, target: int | None) -> int:
+        volume, keeper, store = self._volume, self._volume.keeper, self._volume.narrower.write
+        error: OSError = LegError(errno.EIO, 'no leg is in sync')
+        for slot in sources:
+            source = keeper.members.get(slot)
+            targets = [m for m in volume.members if m.slot != slot and target in (None, m.slot)]
+            if source is None:
+                continue
+            if not targets:
+                return 0
+            if target is None:
+                # What its cache shows may never have reached its medium, if a flush failed just before a
+                # crash: so the source is rewritten, too.
+                targets.append(source)
+            try:
+                copied, failures = await copy_range(
+                    source, targets, offset, length, keeper.leg_timeout, store, volume.reader.failed
+                )
+            except OSError as failure:
+                error = failure
+                continue
+            for member in targets:
+                member.write_errors += member.slot in failures
+            volume.counters.unflushed += copied
+            # The source may have been expelled meanwhile: then a target may be the last leg in sync.  Where a
+            # filesystem that legs share is full, what another leg holds may take less room.
+            verdict = judge(volume.members, keeper.in_sync, failures, shared_full=target is None)
+            keeper.expel(verdict.expel)
+            await keeper.settle()
+            if verdict.error:
+                error = verdict.error
+                continue
+            return copied
+        raise error
+
+    async def _copy_what_can_be_read(
+        self, offset: int, length: int, preferred: int | None, target: int
+    ) -> int:
+        """Copy piece by piece, then block by block, what a larger read failed on."""
+        if length <= BLOCK:
+            await self._give_up(offset, length, target)
+            return 0
+        step = limits.REQUEST_MAX if length > limits.REQUEST_MAX else BLOCK
+        copied, before = 0, self._bad_blocks(target)
+        for at in range(offset, offset + length, step):
+            copied += await self._copy_part(at, min(step, offset + length - at), preferred, target)
+            if self._bad_blocks(target) - before > limits.NARROWED_BAD_MAX:
+                raise LegError(errno.EIO, 'no leg in sync can be read')
+        return copied
+
+    def _bad_blocks(self, slot: int) -> int:
+        member = self._volume.keeper.members.get(slot)
+        return len(member.bad) if member else 0
+
+    async def _give_up(self, offset: int, length: int, target: int | None) -> None:
+        """No in-sync leg has the range: the target lacks it, too."""
+        volume, keeper = self._volume, self._volume.keeper
+        member = keeper.members.get(-1 if target is None else target)
+        if member is None:
+            return
+        keeper.expel(await volume.narrower.give_up_blocks(member, offset, length))
+        await keeper.settle()
