@@ -86,7 +86,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='spare_copied_from',
-        target='mirrorfs.volume.volume:Volume.copy_to',
+        target='mirrorfs.volume.volume:Volume._copy_part',
         old='sorted(self.keeper.in_sync,',
         new='sorted(self.keeper.members,',
         checker='never-stale',

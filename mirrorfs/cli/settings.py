@@ -12,6 +12,11 @@ KEYS = {
     'time_base': 'bitmap/time_base',
     'can_clear': 'bitmap/can_clear',
     'size': 'size',
+    'sync_speed_min': 'sync_speed_min',
+    'sync_speed_max': 'sync_speed_max',
+    'sync_mode': 'sync_mode',
+    'sync_min': 'sync_min',
+    'sync_max': 'sync_max',
 }
 """Key to control file."""
 
@@ -22,10 +27,13 @@ KEYS = {
 @click.argument('key', metavar='KEY')
 @click.argument('value', metavar='VALUE')
 def set_(pool: str, name: str, key: str, value: str) -> None:
-    """Set KEY of a volume: sync_action, time_base, can_clear or size.
+    """Set KEY of a volume: sync_action, sync_speed_min, sync_speed_max, sync_mode, sync_min, sync_max,
+    time_base, can_clear or size.
 
     \b
     mirrorfs set /srv/pool vm1 sync_action frozen     hold resync and recovery; idle lets them go on
+    mirrorfs set /srv/pool vm1 sync_speed_max 50000   recovery and scrubs: 50000 KiB/s at most
+    mirrorfs set /srv/pool vm1 sync_mode fixed        they no longer rest while the image is in use
     mirrorfs set /srv/pool vm1 time_base 10           quiet seconds before a chunk is clean
     """
     if key not in KEYS:

@@ -47,6 +47,9 @@ class Member:
     async def read(self, offset: int, length: int) -> Buffer:
         return await self.leg.read(self.layout.data_offset + offset, length)
 
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        return await self.leg.read_medium(self.layout.data_offset + offset, length)
+
     async def write(self, offset: int, data: Buffer) -> None:
         await self._let_stuck_calls_return()
         await self.leg.write(self.layout.data_offset + offset, data)

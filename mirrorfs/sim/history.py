@@ -200,6 +200,8 @@ class Composer:
                 return (name, *self._range(), rng.choice((2, 3, 5, 9)))
             case 'read' | 'discard':
                 return (name, *self._range())
+            case 'repair':
+                return (name, rng.choice((-1, self._disk())))
             case 'fail' | 'remove':
                 return (name, self._disk())
             case 'readd':
@@ -291,6 +293,9 @@ _RUNNING = {
     'sweep': 5,
     'sleep': 4,
     'quiet': 4,
+    'scrub': 3,
+    'repair': 2,
+    'idle': 1,
     'hang': 1,
     'release': 3,
     'vanish': 1,

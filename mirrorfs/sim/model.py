@@ -149,6 +149,17 @@ class Model:
         """Return the tags that a block may hold after a power cut."""
         return {write.tag for write in self.writes[block]}
 
+    def rot(self, block: int, tag: int) -> None:
+        """A block may be seen to hold a tag that nobody wrote, until `unrot`."""
+        self.writes[block].append(Write(tag, range(block, block + 1), self.tick(), NEVER))
+
+    def unrot(self, tag: int) -> None:
+        """A tag may not be seen any more, in any block."""
+        for block, history in enumerate(self.writes):
+            if any(write.tag == tag for write in history):
+                history[:] = [write for write in history if write.tag != tag]
+                self._reads[block] = None
+
     def settle(self, block: int, tags: list[int]) -> None:
         """What a block was seen to hold has been flushed on all legs: nothing else may be seen again."""
         kept = [write for write in self.writes[block] if write.tag in tags]

@@ -40,6 +40,8 @@ class Settings:
     leg_timeout: float = limits.LEG_TIMEOUT
     clock: Callable[[], int] = field(default=lambda: time.time_ns() // 1000)
     new_uuid: Callable[[], uuid.UUID] = uuid.uuid4
+    paced: bool = True
+    """Whether background copying makes way for the foreground."""
 
 
 @dataclass(slots=True)
@@ -170,5 +172,7 @@ async def start(
     )
     # A leg that is away may hold a newer log, of a commit that a crash cut short: it must not come back as an
     # equal after what is here has been read.
+    rebuilder = Rebuilder(volume)
+    rebuilder.pacer.enabled = settings.paced
     store_first = doubtful or differ or force or (active and bool(absent))
-    return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
+    return Started(volume, plan, rebuilder, Clearer(volume), store_first)

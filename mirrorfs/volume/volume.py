@@ -13,7 +13,7 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -30,6 +30,7 @@ from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.locks import ChunkLocks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
+from mirrorfs.mirror.comparing import UNIT
 from mirrorfs.mirror.copying import copy_range, read_in_time
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
@@ -63,6 +64,8 @@ class Volume:
         self._shift = record.chunk_size.bit_length() - 1
         self._full_source: dict[int, int] = {}
         """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
+        self.trusted: dict[int, int] = {}
+        """Slots whose copies of some units (64 KiB) are the right ones, by the word of a scrub."""
         self._growing = trio.Lock()
 
     # What the volume is
@@ -257,6 +260,13 @@ class Volume:
         Returns the bytes copied.  Targets that fail are expelled, durably.  Raises OSError where no in-sync
         leg can be read, or where there is no room to make them equal from any of them.
         """
+        copied = 0
+        for start, end, slot in _by_source(offset, offset + length, self.trusted):
+            source = preferred if slot is None else slot
+            copied += await self._copy_part(start, end - start, source, target)
+        return copied
+
+    async def _copy_part(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
         sources = sorted(self.keeper.in_sync, key=lambda slot: slot != preferred)
         error: OSError = LegError(errno.EIO, 'no leg is in sync')
         for slot in sources:
@@ -289,6 +299,18 @@ class Volume:
                 continue
             return copied
         raise error
+
+    async def rewrite(self, offset: int, data: Buffer, slots: Container[int]) -> None:
+        """Write a range, whose chunks are held exclusively, to some legs: the others have it already."""
+        first, last = self.chunks_of(offset, len(data))
+
+        async def operate(member: Member) -> None:
+            if member.slot in slots:
+                await member.write(offset, data)
+
+        await self._prepare(first, last)
+        await self._write_members(first, last, operate)
+        self.counters.unflushed += len(data)
 
     # Reading
 
@@ -489,6 +511,18 @@ async def make_room(leg: Leg, start: int, end: int) -> bool:
 def zeroing(offset: int, length: int) -> Operation:
     """Return the operation that zeroes a range on a member."""
     return lambda member: member.zero(offset, length)
+
+
+def _by_source(start: int, end: int, trusted: Mapping[int, int]) -> Iterator[tuple[int, int, int | None]]:
+    """Cut a range of bytes into (start, end, slot) by whose copy is trusted; None: anybody's."""
+    for unit in sorted(unit for unit in trusted if start < (unit + 1) * UNIT and unit * UNIT < end):
+        low, high = max(start, unit * UNIT), min(end, (unit + 1) * UNIT)
+        if start < low:
+            yield start, low, None
+        yield low, high, trusted[unit]
+        start = high
+    if start < end:
+        yield start, end, None
 
 
 def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
