@@ -11,7 +11,7 @@ from mirrorfs.sim.resting import Operation
 WRITTEN: tuple[Operation, ...] = (w(0, B), w(B, B), ('flush',), ('sweep',))
 ROTTEN: tuple[Operation, ...] = (*WRITTEN, ('rot', 0, 1))
 """The first leg, which a resync would copy from, is the wrong one."""
-FATES = ('none', 'all', 'kill', 'd0', 'pool', 'tear:1')
+FATES = ('none', 'all', 'kill', 'tear:1')
 
 
 def cut_short(repair: Operation, legs: int, steps: range) -> Iterator[Run]:
@@ -55,7 +55,7 @@ HUNTS: dict[str, Hunt] = {
     'chosen_leg_overwritten': sequence(CHOSEN),
     'guess_between_two': sequence(UNDECIDED),
     'rewritten_before_the_mark': sequence(MENDED, CHOSEN),
-    'right_leg_forgotten_in_a_crash': Hunt(lambda: cut_short(('repair',), 3, range(72, 122))),
+    'right_leg_forgotten_in_a_crash': Hunt(lambda: cut_short(('repair',), 3, range(80, 104))),
     'never_written_compared': sequence(NEW),
 }
 
@@ -131,7 +131,7 @@ SCRUB = [
     ),
     Plant(
         name='right_leg_forgotten_in_a_crash',
-        target='mirrorfs.mirror.comparing:Scrub.trusted.fget',
+        target='mirrorfs.mirror.comparing:Scrub.trusted',
         old='return {**voted, **{offset // UNIT: slot for offset, _, slot in self.mending}}',
         new='return {}',
         checker='promise',

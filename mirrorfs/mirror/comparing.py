@@ -167,7 +167,6 @@ class Scrub:
         at = self.position // limits.SECTOR // ALIGNED * ALIGNED
         return self.but(action='', source=None, position=0, sync_min=at)
 
-    @property
     def trusted(self) -> dict[int, int]:
         """Return unit number to slot: whose copy is to be taken where legs must be made equal.
 

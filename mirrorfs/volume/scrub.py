@@ -75,20 +75,20 @@ class Scrubber:
         except (BadMetadata, OSError) as error:
             self._volume.emit('Warning', name, '', f'what scrubs have found is lost: {error}')
         self._pacer.mode = self.state.mode
-        self._volume.trusted = self.state.trusted
+        self._volume.trusted = self.state.trusted()
 
     async def _alter(self, change: Callable[[Scrub], Scrub]) -> None:
         """Change the state, once the changed one is durable.  Raises OSError, and what `change` raises."""
         async with self._saving:
             await self._store_state(change(self.state))
             self.state = change(self.state)  # a pass may have moved on meanwhile
-        self._volume.trusted = self.state.trusted
+        self._volume.trusted = self.state.trusted()
 
     async def _save(self) -> None:
         """Make the state durable.  Raises OSError."""
         async with self._saving:
             await self._store_state(self.state)
-        self._volume.trusted = self.state.trusted
+        self._volume.trusted = self.state.trusted()
 
     async def _store_state(self, state: Scrub) -> None:
         if self._store:
