@@ -56,6 +56,7 @@ HUNTS: dict[str, Hunt] = {
     'guess_between_two': sequence(UNDECIDED),
     'rewritten_before_the_mark': sequence(MENDED, CHOSEN),
     'right_leg_forgotten_in_a_crash': Hunt(lambda: cut_short(('repair',), 3, range(80, 104))),
+    'choice_forgotten_in_a_crash': Hunt(lambda: cut_short(('repair', 1), 2, range(58, 80))),
     'never_written_compared': sequence(NEW),
 }
 
@@ -136,6 +137,14 @@ SCRUB = [
         new='return {}',
         checker='promise',
         why='A crash while a wrong leg is rewritten: the resync copies the wrong one to all.',
+    ),
+    Plant(
+        name='choice_forgotten_in_a_crash',
+        target='mirrorfs.mirror.comparing:Scrub.trusted',
+        old='{offset // UNIT: slot for offset, _, slot in self.mending}',
+        new='{}',
+        checker='promise',
+        why='A crash while the leg that was chosen is copied: the resync copies the other one.',
     ),
     Plant(
         name='never_written_compared',

@@ -125,7 +125,8 @@ class Rebuilder:
 
     def _is_needed_elsewhere(self) -> bool:
         """Whether a scrub must make way."""
-        return self._interrupted or self._spare() is not None or self._doubtful()
+        news = self._volume.work.is_set()  # to look is not cheap on a large volume
+        return self._interrupted or (news and (self._spare() is not None or self._doubtful()))
 
     def _show(self, progress: Progress) -> None:
         self.progress = progress

@@ -301,16 +301,27 @@ class Volume:
         raise error
 
     async def rewrite(self, offset: int, data: Buffer, slots: Container[int]) -> None:
-        """Write a range, whose chunks are held exclusively, to some legs: the others have it already."""
+        """Write a range, whose chunks are held exclusively, to some legs: the others in sync have it already.
+
+        Where that cannot be, the legs differ as before, and nothing else is done about it: to make them equal
+        from just any leg could spread the wrong copy.
+        """
         first, last = self.chunks_of(offset, len(data))
+        await self._prepare(first, last)
+        members, in_sync = self.members, self.keeper.in_sync
+        self.hot.touched_view()[first : last + 1] = 1
 
         async def operate(member: Member) -> None:
-            if member.slot in slots:
+            if member.slot in slots or member.slot not in in_sync:
                 await member.write(offset, data)
 
-        await self._prepare(first, last)
-        await self._write_members(first, last, operate)
+        failures = await fan_out(members, in_sync, operate, self.keeper.leg_timeout)
         self.counters.unflushed += len(data)
+        verdict = self._judge(members, failures)
+        self.keeper.expel(verdict.expel)
+        await self.keeper.settle()
+        if verdict.error:
+            raise verdict.error
 
     # Reading
 
