@@ -69,6 +69,13 @@ MENDS_WAITING_MAX = 64
 SPEED_MIN, SPEED_MAX = 1000, 200_000
 """Floor and ceiling of recovery and scrubs, KiB/s; md's defaults."""
 
+SPEED_SET_MAX = (1 << 31) - 1
+"""What either may be set to."""
+BACKOFF_MIN, BACKOFF_MAX = 1.0, 16.0
+"""How long background copying rests beside foreground I/O, in times that its last step took."""
+MISMATCHES_MAX = 1000
+"""Places where legs differ that a volume remembers."""
+
 EVENTS_KEPT = 1000
 CONTROL_WRITE_MAX = 64 << 10
 CONTROL_READ_MAX = 64 << 10

@@ -4,6 +4,7 @@ On disk a pool is a directory::
 
     mirrorfs.json         says that this is a pool, and of which format
     volumes/NAME.json     one definition a volume: `VolumeRecord` in JSON, replaced atomically
+    volumes/NAME.scrub    how far its scrub is and what that found: `Scrub` in JSON, likewise
     lock                  held by the daemon that serves the pool (flock)
 
 The definitions are the witness of `mirrorfs.mirror.assembly`: each is written to a temporary file, synced,
@@ -218,8 +219,23 @@ class PoolDirectory:
         """As `load`, without blocking."""
         return await self._files.run(self.load)
 
+    async def load_scrub(self, name: str) -> str:
+        """See `mirrorfs.volume.scrub.ScrubStore`."""
+        file = self._volumes / f'{name}.scrub'
+
+        def load() -> str:
+            return self._files.read(file).decode(errors='replace') if self._files.is_file(file) else ''
+
+        return await self._files.run(load)
+
+    async def save_scrub(self, name: str, text: str) -> None:
+        await self._files.run(self._replace, self._volumes / f'{name}.scrub', text)
+
     def delete(self, name: str) -> None:
+        """Forget a volume: its definition first, then what is of no use without it."""
         self._files.unlink(self._volumes / f'{name}.json')
+        if self._files.is_file(self._volumes / f'{name}.scrub'):
+            self._files.unlink(self._volumes / f'{name}.scrub')
         self._files.sync_directory(self._volumes)
 
     async def forget(self, name: str) -> None:
@@ -331,6 +347,7 @@ class Pool:
         for slot, leg in found.items():
             if slot not in started.volume.keeper.members and slot not in started.standby:
                 leg.leg.close()
+        await started.rebuilder.scrub.load(self.directory)
         entry.admin = Admin(started, self._opener)
         entry.refusal = ''
         self.on_start(entry)

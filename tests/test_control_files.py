@@ -69,14 +69,9 @@ POOL_FILES = ['mdstat', 'status.json', 'events', 'create', 'destroy', pytest.par
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
     *('replace', 'spare_delay', 're_add_policy'),
-    *('sync_action', 'sync_completed', 'sync_speed'),
     *('sync_action', 'sync_completed', 'sync_speed', 'max_read_errors'),
-    *(
-        pytest.param(name, marks=LATER)
-        for name in (
-            'sync_speed_min sync_speed_max sync_min sync_max mismatch_cnt mismatches'.split()
-        )
-    ),
+    *'sync_speed_min sync_speed_max sync_mode sync_min sync_max last_sync_action'.split(),
+    *('mismatch_cnt', 'mismatches'),
     *(f'bitmap/{name}' for name in 'metadata location chunksize time_base backlog can_clear states'.split()),
     *(f'legs/0/{name}' for name in 'state path uuid errors recovery_start'.split()),
     *(f'legs/0/{name}' for name in 'bad_blocks unacknowledged_bad_blocks'.split()),
@@ -126,6 +121,13 @@ def test_values_are_printed_in_the_form_of_md(volume: Volume) -> None:
         'sync_action': 'idle',
         'sync_completed': 'none',
         'sync_speed': 'none',
+        'sync_speed_min': '1000 (system)',
+        'sync_speed_max': '200000 (system)',
+        'sync_mode': 'yield',
+        'sync_min': '0',
+        'sync_max': 'max',
+        'last_sync_action': 'idle',
+        'mismatch_cnt': '0',
         'bitmap/metadata': 'internal',
         'bitmap/location': 'internal',
         'bitmap/chunksize': str(MIB),
@@ -261,8 +263,16 @@ REFUSALS: list[tuple[str, str | bytes, tuple[int, ...]]] = [
     ('volumes/V/size', '16777217', (errno.EINVAL,)),
     ('volumes/V/size', '99999T', (errno.EFBIG, errno.EINVAL)),
     ('volumes/V/sync_action', 'dance', (errno.EINVAL,)),
-    ('volumes/V/sync_action', 'check', (errno.EOPNOTSUPP,)),
-    ('volumes/V/sync_action', 'repair', (errno.EOPNOTSUPP,)),
+    ('volumes/V/sync_action', 'check 0', (errno.EINVAL,)),
+    ('volumes/V/sync_action', 'repair', (errno.EINVAL,)),
+    ('volumes/V/sync_action', 'repair 7', (errno.ENOENT,)),
+    ('volumes/V/sync_min', '-8', (errno.EINVAL,)),
+    ('volumes/V/sync_min', 'max', (errno.EINVAL,)),
+    ('volumes/V/sync_min', '9' * 30, (errno.EINVAL,)),
+    ('volumes/V/sync_max', 'most', (errno.EINVAL,)),
+    ('volumes/V/sync_speed_min', '0', (errno.EINVAL,)),
+    ('volumes/V/sync_speed_max', '1.5', (errno.EINVAL,)),
+    ('volumes/V/sync_mode', 'gentle', (errno.EINVAL,)),
     ('volumes/V/bitmap/time_base', 'soon', (errno.EINVAL,)),
     ('volumes/V/bitmap/time_base', '0', (errno.EINVAL,)),
     ('volumes/V/bitmap/time_base', 'nan', (errno.EINVAL,)),
@@ -361,13 +371,6 @@ def test_shells_see_refusals_and_append_works_like_write(volume: Volume) -> None
     assert shell('echo x > degraded').returncode != 0
     assert shell('echo 1 | tee re-add').returncode == 0
     volume.settled()
-
-
-def test_check_and_repair_are_refused_with_a_message(pool: MountedPool, volume: Volume) -> None:
-    for word in ('check', 'repair'):
-        assert error_of(lambda word=word: volume.write('sync_action', word)) == errno.EOPNOTSUPP
-        assert f'{word} is not there yet' in pool.events()[-1]
-    assert volume.read('sync_action') == 'idle\n'
 
 
 # What is accepted

@@ -8,6 +8,8 @@ from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
 from plants_reads import FOUND_READS, READS
+from plants_scrub import HUNTS as SCRUB_HUNTS
+from plants_scrub import SCRUB
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
@@ -40,6 +42,21 @@ def test_a_planted_bug_is_found_by_a_checker_that_was_named(
 @pytest.mark.parametrize('name', HUNTS)
 def test_without_the_bug_its_history_is_harmless(name: str) -> None:
     assert HUNTS[name].explore(schedules=1)
+
+
+@pytest.mark.parametrize('plant', SCRUB, ids=lambda plant: plant.name)
+def test_a_bug_planted_in_scrubs_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {plant.checker, *plant.also}
+    assert expected <= CHECKERS.keys()
+    plant.sow(monkeypatch)
+    with pytest.raises(Failed) as caught:
+        SCRUB_HUNTS[plant.name].explore()
+    assert caught.value.violation.checker in expected, caught.value
+
+
+@pytest.mark.parametrize('name', SCRUB_HUNTS)
+def test_scrubs_without_the_bug_are_harmless(name: str) -> None:
+    assert SCRUB_HUNTS[name].explore(schedules=1)
 
 
 JUDGED = {

@@ -5,7 +5,7 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import create, examine, legs, mount, settings, status
+from mirrorfs.cli import create, examine, legs, mount, scrub, settings, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -40,6 +40,8 @@ for command in (
     legs.move,
     legs.mark,
     legs.grow,
+    scrub.check,
+    scrub.repair,
     settings.set_,
     examine.examine,
 ):

@@ -16,6 +16,11 @@ KEYS = {
     'spare_delay': 'spare_delay',
     're_add_policy': 're_add_policy',
     'max_read_errors': 'max_read_errors',
+    'sync_speed_min': 'sync_speed_min',
+    'sync_speed_max': 'sync_speed_max',
+    'sync_mode': 'sync_mode',
+    'sync_min': 'sync_min',
+    'sync_max': 'sync_max',
 }
 """Key to control file."""
 
@@ -28,12 +33,15 @@ KEYS = {
 def set_(pool: str, name: str, key: str, value: str) -> None:
     """Set KEY of a volume to VALUE.
 
-    KEY is one of sync_action, time_base, can_clear, size, max_read_errors, raid_disks (legs wanted),
-    spare_delay (seconds until a spare takes the place of a leg that is gone) and re_add_policy (partial,
-    full or none: what is done by itself when a leg that was away is there again).
+    KEY is one of sync_action, sync_speed_min, sync_speed_max, sync_mode, sync_min, sync_max, time_base,
+    can_clear, size, max_read_errors, raid_disks (legs wanted), spare_delay (seconds until a spare takes the
+    place of a leg that is gone) and re_add_policy (partial, full or none: what is done by itself when a leg
+    that was away is there again).
 
     \b
     mirrorfs set /srv/pool vm1 sync_action frozen     hold resync and recovery; idle lets them go on
+    mirrorfs set /srv/pool vm1 sync_speed_max 50000   recovery and scrubs: 50000 KiB/s at most
+    mirrorfs set /srv/pool vm1 sync_mode fixed        they no longer rest while the image is in use
     mirrorfs set /srv/pool vm1 time_base 10           quiet seconds before a chunk is clean
     """
     if key not in KEYS:

@@ -78,6 +78,10 @@ def _lines(volume: dict[str, Any], pool: str) -> list[str]:
         lines.append(f'  size: {format_size(volume["size"])}, chunks of {format_size(volume["chunk_size"])}')
     if 'chunks' in volume:
         lines.append(f'chunks: {_chunks(volume["chunks"])}')
+    if volume.get('mismatches'):
+        more = volume['mismatches_not_listed']
+        places = f'{len(volume["mismatches"])}{f" and {more} more" if more else ""}'
+        lines.append(f'differ: {places} places, see .mirrorfs/volumes/{volume["name"]}/mismatches')
     if volume.get('sync'):
         lines.append(f'  sync: {_sync(volume["sync"])}')
     for leg in volume.get('legs', []):
@@ -106,6 +110,8 @@ def _action(volume: dict[str, Any], pool: str) -> str:
             return f'{back}, or with a new leg: mirrorfs add {pool} {name} PATH'
     if volume.get('degraded') and not volume.get('sync'):
         return f'add a leg: mirrorfs add {pool} {name} PATH'
+    if volume.get('mismatches') and not volume.get('sync'):
+        return f'legs differ: mirrorfs repair {pool} {name} --source LEG'
     return ''
 
 
@@ -127,7 +133,7 @@ def _sync(sync: dict[str, Any]) -> str:
 @NAME
 @click.option('--timeout', type=float, default=None, help='give up after so many seconds')
 def wait(pool: str, name: str | None, timeout: float | None) -> None:
-    """Wait until no resync or recovery is left to do; shows how far it is."""
+    """Wait until no resync, recovery or scrub is left to do; shows how far it is."""
     mounted = find(pool).require_mounted()
     began = time.monotonic()
     meter: Meter | None = None
@@ -162,6 +168,8 @@ def _is_busy(volume: dict[str, Any]) -> bool:
     spares = any(
         leg['state'] == 'spare' and leg['recovery_start'] is not None for leg in volume.get('legs', [])
     )
+    if volume.get('sync_action') in ('check', 'repair'):
+        return True
     return bool(volume.get('sync') or volume.get('chunks', {}).get('needs_resync') or spares)
 
 

@@ -18,12 +18,15 @@ from mirrorfs.fs import mdstat
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WORDS
 from mirrorfs.mirror.badblocks import only_there
 from mirrorfs.mirror.behind import Backlog
+from mirrorfs.mirror.comparing import MODES, UNIT_SECTORS, with_names
 from mirrorfs.model import LegState, ReturnPolicy, Slot
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.units import parse_size
 from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
 from mirrorfs.volume.rebuild import Rebuilder
+
+_SECTORS_MAX = (1 << 63) // limits.SECTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,39 @@ def _sync_completed(entry: Entry) -> str:
     progress = _rebuilder(entry).progress
     if not progress:
         return 'none'
+    if progress.position is not None:
+        return f'{progress.position // limits.SECTOR} / {progress.end // limits.SECTOR}'
     return f'{progress.done // limits.SECTOR} / {progress.total // limits.SECTOR}'
 
 
 def _sync_speed(entry: Entry) -> str:
     progress = _rebuilder(entry).progress
     return f'{int(progress.speed(trio.current_time())) // 1024}' if progress else 'none'
+
+
+def _sync_max(entry: Entry) -> str:
+    sync_max = _rebuilder(entry).scrub.state.sync_max
+    return 'max' if sync_max is None else str(sync_max)
+
+
+def _last_action(entry: Entry) -> str:
+    last = _rebuilder(entry).progress or _rebuilder(entry).last
+    return last.action if last else 'idle'
+
+
+def _mismatches(place: Place) -> str:
+    """Where legs differ, which, and a digest of what each holds: a line for each place."""
+    started, _ = place.volume.require()
+    scrub, record = started.rebuilder.scrub.state, started.volume.record
+    lines = [with_names(mismatch, record.place).line for mismatch in scrub.listed]
+    if scrub.more:
+        lines.append(f'and {scrub.more} more')
+    return ''.join(f'{line}\n' for line in lines)
+
+
+def _speed(own: int, default: int) -> str:
+    """md's form: whose value it is in brackets."""
+    return f'{own} (local)' if own else f'{default} (system)'
 
 
 def _states(place: Place) -> str:
@@ -333,22 +363,66 @@ async def _set_size(place: Place, words: list[str]) -> None:
 
 
 async def _sync_action(place: Place, words: list[str]) -> None:
-    """md's words, with its rules: idle may begin what is needed, a named action is EBUSY while one runs."""
-    word = _one(words, 'idle, frozen, resync or recover')
-    rebuilder = place.volume.require()[0].rebuilder
+    """md's words, with its rules: idle may begin what is needed, a named action is EBUSY while one runs.
+
+    What md lacks: ``repair LEG`` makes the others equal to that leg.
+    """
+    started, admin = place.volume.require()
+    rebuilder = started.rebuilder
+    source = admin.find(words[1]) if words[0] == 'repair' and len(words) == 2 else None
+    word = words[0] if source is not None else _one(words, 'idle, frozen, resync, recover, check or repair')
     if word in ('check', 'repair'):
-        raise Refused(errno.EOPNOTSUPP, f'{word} is not there yet in this version')
-    if word == 'frozen':
-        await rebuilder.freeze()
+        await rebuilder.begin_scrub(word, source)
+    elif word == 'frozen':
+        rebuilder.frozen = True
+        await rebuilder.cancel()
     elif word == 'idle':
-        await rebuilder.interrupt()
+        await rebuilder.cancel()
         rebuilder.thaw()
     elif word in ('resync', 'recover', 'recovery'):
         if rebuilder.progress:
             raise Refused(errno.EBUSY, f'{rebuilder.action} is under way')
         rebuilder.thaw()
     else:
-        raise Refused(errno.EINVAL, f'{word!r} is not one of idle, frozen, resync, recover')
+        message = f'{word!r} is not one of idle, frozen, resync, recover, check, repair'
+        raise Refused(errno.EINVAL, message)
+
+
+def _number(words: list[str], what: str, least: int, most: int) -> int:
+    """Return the one number that was written.  Raises Refused(EINVAL)."""
+    word = _one(words, what)
+    if not (word.isascii() and word.isdigit() and len(word) < 20 and least <= int(word) <= most):
+        raise Refused(errno.EINVAL, f'{word[:40]!r} is not {what}')
+    return int(word)
+
+
+async def _set_sync_min(place: Place, words: list[str]) -> None:
+    rebuilder = place.volume.require()[0].rebuilder
+    sectors = _number(words, 'a number of sectors', 0, _SECTORS_MAX)
+    if rebuilder.progress:
+        raise Refused(errno.EBUSY, f'{rebuilder.action} is under way')
+    await rebuilder.scrub.set_sync_min(sectors)
+
+
+async def _set_sync_max(place: Place, words: list[str]) -> None:
+    rebuilder = place.volume.require()[0].rebuilder
+    everything = _one(words, 'a number of sectors or max').startswith('max')  # all that md looks at
+    sectors = None if everything else _number(words, 'a number of sectors or max', 0, _SECTORS_MAX)
+    await rebuilder.scrub.set_sync_max(sectors)
+
+
+async def _set_sync_mode(place: Place, words: list[str]) -> None:
+    await place.volume.require()[0].rebuilder.scrub.set_mode(_one(words, ' or '.join(MODES)))
+
+
+def _speed_setter(key: str) -> Action:
+    async def act(place: Place, words: list[str]) -> None:
+        what = 'KiB/s or system'
+        system = _one(words, what).startswith('system')
+        value = 0 if system else _number(words, what, 1, limits.SPEED_SET_MAX)
+        await _settle_record(place, **{key: value})
+
+    return act
 
 
 async def _set_time_base(place: Place, words: list[str]) -> None:
@@ -359,23 +433,13 @@ async def _set_time_base(place: Place, words: list[str]) -> None:
     await _settle_record(place, time_base_ms=round(seconds * 1000))
 
 
-def _number(word: str, least: int, most: int) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) < 20 and least <= int(word) <= most):
-        raise Refused(errno.EINVAL, f'{word[:40]!r} is not a number from {least} to {most}')
-    return int(word)
-
-
 async def _set_max_read_errors(place: Place, words: list[str]) -> None:
-    started, _ = place.volume.require()
-    most = _number(_one(words, 'COUNT'), 0, limits.MAX_READ_ERRORS_MAX)
-    keeper = started.volume.keeper
-    await keeper.open_session()
-    keeper.record = keeper.record.but(max_read_errors=most)
-    await keeper.commit()
+    most = _number(words, 'a number of errors', 0, limits.MAX_READ_ERRORS_MAX)
+    await _settle_record(place, max_read_errors=most)
 
 
 async def _set_errors(place: Place, words: list[str]) -> None:
-    count = _number(_one(words, 'COUNT'), 0, limits.MAX_READ_ERRORS_MAX)
+    count = _number(words, 'a number of errors', 0, limits.MAX_READ_ERRORS_MAX)
     await place.volume.require()[1].set_corrected(place.slot, count)
 
 
@@ -383,7 +447,7 @@ async def _list_bad(place: Place, words: list[str]) -> None:
     """SECTOR LENGTH, as it is read"""
     if len(words) != 2:
         raise Refused(errno.EINVAL, f'{len(words)} words; wanted is SECTOR LENGTH')
-    sector, count = (_number(word, 0, limits.CHUNKS_MAX * limits.CHUNK_MAX) for word in words)
+    sector, count = (_number([word], 'a number of sectors', 0, _SECTORS_MAX) for word in words)
     await place.volume.require()[1].list_bad(place.slot, sector, count)
 
 
@@ -426,6 +490,20 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'max_read_errors': ControlFile(
         _recorded(lambda e: e.record and e.record.max_read_errors), _set_max_read_errors
     ),
+    'sync_speed_min': ControlFile(
+        _recorded(lambda e: e.record and _speed(e.record.speed_min, limits.SPEED_MIN)),
+        _speed_setter('speed_min'),
+    ),
+    'sync_speed_max': ControlFile(
+        _recorded(lambda e: e.record and _speed(e.record.speed_max, limits.SPEED_MAX)),
+        _speed_setter('speed_max'),
+    ),
+    'sync_mode': ControlFile(_running(lambda e: _rebuilder(e).scrub.state.mode), _set_sync_mode),
+    'sync_min': ControlFile(_running(lambda e: _rebuilder(e).scrub.state.sync_min), _set_sync_min),
+    'sync_max': ControlFile(_running(_sync_max), _set_sync_max),
+    'last_sync_action': ControlFile(_running(_last_action)),
+    'mismatch_cnt': ControlFile(_running(lambda e: _rebuilder(e).scrub.state.differing * UNIT_SECTORS)),
+    'mismatches': ControlFile(_mismatches),
 }
 
 BITMAP_FILES: dict[str, ControlFile] = {

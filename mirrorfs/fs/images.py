@@ -63,6 +63,7 @@ class Images:
 
     async def _answer(self, request: Request) -> None:
         error, body = errno.EIO, b''
+        began = trio.current_time()
         try:
             body = await self._serve(request)
             error = 0
@@ -74,8 +75,17 @@ class Images:
             log.critical('unexpected error in a request for bytes', exc_info=True)
         finally:
             self.in_flight -= 1
+            self._count(request, trio.current_time() - began)
             self.gateway.reply(request.unique, error, body)
             self.gateway.give_back(request)
+
+    def _count(self, request: Request, seconds: float) -> None:
+        """Note how long a read or write took: background copying yields by it."""
+        entry = self._nodes.get(request.node)
+        if entry and entry.started and request.opcode in (wire.FUSE_READ, wire.FUSE_WRITE):
+            counters = entry.started.volume.counters
+            counters.waited += seconds
+            counters.waits += 1
 
     async def _serve(self, request: Request) -> bytes:
         """Return the body of the reply.  Raises Refused or OSError."""

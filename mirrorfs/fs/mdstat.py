@@ -10,9 +10,10 @@ import trio
 import mirrorfs
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata.wibm import pages_for
+from mirrorfs.mirror.comparing import UNIT_SECTORS, Mismatch, with_names
 from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.pool import Entry, Pool
-from mirrorfs.volume.rebuild import Progress
+from mirrorfs.volume.passes import Progress
 
 _BAR = 20
 
@@ -74,7 +75,7 @@ def _progress_line(progress: Progress) -> str:
     permille = min(1000, done * 1000 // total)
     filled = permille // (1000 // _BAR)
     bar = '=' * filled + '>' + '.' * (_BAR - filled)
-    word = 'recovery' if progress.action == 'recover' else progress.action
+    word = {'recover': 'recovery', 'repair': 'resync'}.get(progress.action, progress.action)
     speed = max(1, int(progress.speed(trio.current_time()) / 1024))
     tenths = (total - done) * 10 // speed // 60
     return (
@@ -129,7 +130,7 @@ def volume_status(entry: Entry) -> dict[str, Any]:
 def _running(entry: Entry) -> dict[str, Any]:
     assert entry.started
     volume, rebuilder = entry.started.volume, entry.started.rebuilder
-    log, counters, hot = volume.log, volume.counters, volume.hot
+    log, counters, hot, scrub = volume.log, volume.counters, volume.hot, rebuilder.scrub.state
     return {
         'state': array_state(entry),
         'broken': volume.broken,
@@ -144,6 +145,9 @@ def _running(entry: Entry) -> dict[str, Any]:
         'sync_action': rebuilder.action,
         'sync': _sync(volume.record, rebuilder.progress),
         'last_sync': _sync(volume.record, rebuilder.last),
+        'mismatch_cnt': scrub.differing * UNIT_SECTORS,
+        'mismatches': [_mismatch(with_names(place, volume.record.place)) for place in scrub.listed],
+        'mismatches_not_listed': scrub.more,
         'io': {
             'reads': hot.reads + counters.reads,
             'writes': hot.writes + counters.writes,
@@ -157,6 +161,11 @@ def _running(entry: Entry) -> dict[str, Any]:
         'resynced_bytes': counters.resynced,
         'recovered_bytes': counters.recovered,
     }
+
+
+def _mismatch(place: Mismatch) -> dict[str, Any]:
+    legs = [{'slots': slots, 'digest': digest} for slots, digest in place.groups]
+    return {'offset': place.offset, 'length': place.length, 'legs': legs}
 
 
 def _sync(record: VolumeRecord, progress: Progress | None) -> dict[str, Any] | None:

@@ -43,6 +43,8 @@ class Checkers:
         self.made: Counter[str] = Counter()
         self.layout = world.layout
         self._log_pages = [self.layout.page_offset(0, copy) // wibm.PAGE for copy in (0, 1)]
+        self.found_before = 0
+        """How many units scrubs had found to differ before this run."""
         self._known: dict[str, tuple[CrashDisk, tuple[int, int], Said]] = {}
 
     # At every step of a running volume
@@ -54,6 +56,7 @@ class Checkers:
             raise Violation('strangers', f'a write to {call.disk}, which is not of this volume')
         if not world.started or not hasattr(world.volume, 'keeper'):
             return
+        self._alarm()
         disks = self.in_sync()
         if call.kind == 'write':
             self._intent(call, disks)
@@ -65,6 +68,16 @@ class Checkers:
             self._looked_at = now
             self._clean(disks + self._behind())
             self._missed(disks)
+
+    def _alarm(self) -> None:
+        """Scrubs give no false alarm, whatever goes on beside them."""
+        assert self._world.started
+        found = self._world.started.rebuilder.scrub.state
+        self.made['scrub'] += bool(found.position)
+        self.found_before = min(self.found_before, found.differing)
+        lost = any(disk.lost for disk in self._world.disks.values())
+        if found.action and found.differing > self.found_before and not lost and not self._world.rotted:
+            raise Violation('scrub', f'a scrub says that legs differ: {[one.line for one in found.listed]}')
 
     def _current(self, call: Call, disks: list[CrashDisk]) -> None:
         """Invariant 7: data are read where they count."""
@@ -333,7 +346,7 @@ class Checkers:
 
     def _same(self, one: CrashDisk, other: CrashDisk, chunk: int, *, visible: bool = False) -> bool:
         at = self.layout.data_offset + chunk * CHUNK
-        if one is other:
+        if one is other or chunk in self._world.rotted:
             return True
         bad = self.bad_pages(one.durable) | self.bad_pages(other.durable)
         first, second = (one.visible, other.visible) if visible else (one.durable, other.durable)

@@ -207,6 +207,8 @@ class Composer:
             case 'list':
                 start, count = self._range()
                 return (name, rng.randrange(self.legs), start, min(count, 3))
+            case 'repair':
+                return (name, rng.choice((-1, self._disk())))
             case 'fail' | 'remove':
                 return (name, self._disk())
             case 'readd':
@@ -318,6 +320,9 @@ _RUNNING = {
     'sweep': 5,
     'sleep': 4,
     'quiet': 4,
+    'scrub': 3,
+    'repair': 2,
+    'idle': 1,
     'hang': 1,
     'release': 3,
     'vanish': 1,

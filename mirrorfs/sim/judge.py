@@ -56,11 +56,13 @@ class _Leg:
 
 
 def judge(frozen: Frozen, fate: str) -> bool:
-    """Judge what a crash leaves.  Return whether it could be: not where somebody changed the disks.
+    """Judge what a crash leaves.  Return whether it could be: not where the disks changed otherwise.
 
     Raises Violation.
     """
-    if any(frozen.marks) or (fate == 'kill' and any(disk.lost for disk in frozen.disks.values())):
+    if any(frozen.marks) or frozen.rotted:
+        return False
+    if fate == 'kill' and any(disk.lost for disk in frozen.disks.values()):
         return False
     left = frozen.left(fate)
     if left.pool is None:

@@ -27,6 +27,8 @@ class Write:
     durable: bool = False
     doubtful: bool = False
     """Failed, or met a crash: may be seen or not, and supersedes nothing."""
+    decay: bool = False
+    """No write at all, but decay: as if under way until somebody says that it is mended."""
 
 
 class Model:
@@ -47,7 +49,7 @@ class Model:
         other.blocks, other._now, other._tag = self.blocks, self._now, self._tag
         everyone = {id(write): write for history in self.writes for write in history}
         twins = {
-            key: Write(w.tag, w.blocks, w.began, w.acked, w.durable, w.doubtful)
+            key: Write(w.tag, w.blocks, w.began, w.acked, w.durable, w.doubtful, w.decay)
             for key, w in everyone.items()
         }
         other.writes = [[twins[id(write)] for write in history] for history in self.writes]
@@ -120,7 +122,7 @@ class Model:
         for history in self.writes:
             for write in history:
                 write.doubtful |= write.acked == NEVER or (power and not write.durable)
-                write.acked = min(write.acked, now)
+                write.acked = write.acked if write.decay else min(write.acked, now)
         if not reads_stay:
             self._reads = [None] * self.blocks
         self.tick()
@@ -148,6 +150,17 @@ class Model:
     def possible(self, block: int) -> set[int]:
         """Return the tags that a block may hold after a power cut."""
         return {write.tag for write in self.writes[block]}
+
+    def rot(self, block: int, tag: int) -> None:
+        """A block may be seen to hold a tag that nobody wrote, until `unrot`."""
+        self.writes[block].append(Write(tag, range(block, block + 1), self.tick(), decay=True))
+
+    def unrot(self, tag: int) -> None:
+        """A tag may not be seen any more, in any block."""
+        for block, history in enumerate(self.writes):
+            if any(write.tag == tag for write in history):
+                history[:] = [write for write in history if write.tag != tag]
+                self._reads[block] = None
 
     def settle(self, block: int, tags: list[int]) -> None:
         """What a block was seen to hold has been flushed on all legs: nothing else may be seen again."""

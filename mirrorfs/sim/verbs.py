@@ -208,8 +208,54 @@ async def _sleep(world: World, seconds: float) -> None:
     await trio.sleep(seconds)
 
 
+async def _scrub(world: World) -> None:
+    """Begin to compare all legs."""
+    await _begin_scrub(world, 'check')
+
+
+async def _repair(world: World, slot: int = -1) -> None:
+    """Begin to compare all legs, and to rewrite what differs from a slot's copy, or from the majority's."""
+    await _begin_scrub(world, 'repair', None if slot < 0 else slot)
+
+
+async def _begin_scrub(world: World, action: str, source: int | None = None) -> None:
+    assert world.started
+    try:
+        await world.started.rebuilder.begin_scrub(action, source)
+    except (Refused, OSError) as refusal:
+        world.say(f'refused: {refusal}')
+
+
+async def _idle(world: World) -> None:
+    """End the pass under way; a scrub does not go on."""
+    assert world.started
+    try:
+        await world.started.rebuilder.cancel()
+    except OSError as error:
+        world.say(f'idle: {error}')
+    world.started.rebuilder.thaw()
+
+
+async def _rot(world: World, number: int, block: int) -> None:
+    """A block changes on one medium, without a word; a read may return either until it is `mended`."""
+    world.rot(f'd{number}', block)
+
+
+async def _found(world: World) -> None:
+    """The scrub that has ended names every place that has rotted, and no other."""
+    assert world.started
+    listed = [place.offset for place in world.started.rebuilder.scrub.state.listed]
+    if listed != [chunk * CHUNK for chunk in sorted(world.rotted)]:
+        raise Violation('scrub', f'chunks {sorted(world.rotted)} have rotted, a scrub names bytes {listed}')
+
+
+async def _mended(world: World) -> None:
+    """From now on nobody may see what has rotted."""
+    world.mended()
+
+
 async def _quiet(world: World) -> None:
-    """Wait until nothing is left to resync or recover, in bounded virtual time."""
+    """Wait until nothing is left to resync, recover or scrub, in bounded virtual time."""
     world.checkers.made['bounded'] += 1
     with trio.move_on_after(QUIET_PATIENCE):
         while _busy(world):
@@ -225,7 +271,8 @@ def _busy(world: World) -> bool:
         return False  # nothing can be done
     spares = any(s in volume.keeper.members for s in volume.record.where(LegState.SPARE))
     doubtful = len(volume.keeper.in_sync) > 1 and volume.log.count(NEEDS_RESYNC) > 0
-    return spares or doubtful
+    assert world.started
+    return spares or doubtful or world.started.rebuilder.scrub.ready
 
 
 async def _both(world: World, *operations: Operation) -> None:
@@ -411,6 +458,12 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'backlog': _backlog,
     'grow': _grow,
     'sweep': _sweep,
+    'scrub': _scrub,
+    'repair': _repair,
+    'idle': _idle,
+    'rot': _rot,
+    'found': _found,
+    'mended': _mended,
     'sleep': _sleep,
     'quiet': _quiet,
     'both': _both,

@@ -17,6 +17,7 @@ CHECKERS = {
     'whole-copy': 'one copy of every metadata page is whole and durable at any time (12)',
     'start-twice': 'starting again without a write changes nothing (12)',
     'promise': 'a read returns what was promised: nothing lost, stale, torn off or invented',
+    'scrub': 'a scrub finds no difference between legs that count but what has rotted, and then names it',
     'bounded': 'everything ends in bounded virtual time',
     'operator': 'a volume is refused where no current leg is at hand or lineages conflict, only then',
     'clean-stop': 'a clean stop leaves everything flushed, clean and at rest',

@@ -41,6 +41,8 @@ LOOK_INTERVAL = 2.0
 PAUSES = (0, 0, 1, 3)
 PATIENCE = 7200.0
 """Virtual seconds within which everything ends."""
+ROT = 1 << 41
+"""The tag of a block that has rotted."""
 GARBAGE = 1 << 40
 """The tag of what used devices hold: nobody may ever see it."""
 _POOL = '/pool'
@@ -121,6 +123,8 @@ class World:
         """Disks that were written without the others' knowledge: a split brain."""
         self.unreadable: set[str] = set()
         """Disks whose superblocks are gone."""
+        self.rotted: set[int] = set()
+        """Chunks in which a medium changed without a word."""
         self.rotten: set[str] = set()
         """Disks whose log has rotted: older marks may be all that is left there."""
         self.force = False
@@ -157,6 +161,7 @@ class World:
             look_interval=0.0 if self.lane else LOOK_INTERVAL,
             clock=self._clock,
             new_uuid=lambda: uuid.UUID(int=self.rng.getrandbits(128)),
+            paced=False,
         )
 
     def mount_files(self) -> None:
@@ -254,6 +259,20 @@ class World:
         if fault:  # a pool that hangs is outside what is promised
             raise OSError(fault.code, 'planned fault on the pool')
 
+    def rot(self, disk: str, block: int) -> None:
+        """A block changes on a medium without a word; what is cached of it stays as it was."""
+        rotting, at = self.disks[disk], self.layout.data_offset + block * BLOCK
+        rotting.changes += 1
+        rotting.read_medium(at, BLOCK)  # nothing waits any more to be written there
+        rotting.durable.write(at, fill(ROT))
+        self.rotted.add(block // CHUNK_BLOCKS)
+        self.model.rot(block, ROT)
+
+    def mended(self) -> None:
+        """What has rotted is as promised again."""
+        self.rotted.clear()
+        self.model.unrot(ROT)
+
     def hang(self, disk: str, seconds: float = 0.0) -> None:
         """From now on no call on a disk returns, until `release` or, unless 0, for so long."""
         self.hung[disk] = trio.Event()
@@ -307,6 +326,7 @@ class World:
         self.port: Port = self.volume
         self.uuid = self.volume.record.uuid
         self.chunks = self.volume.record.chunks  # a growth may have been under way
+        self.checkers.found_before = self.started.rebuilder.scrub.state.differing
         if self.remade:
             self.checkers.doubt()
 
@@ -416,6 +436,7 @@ class World:
             now_us=self.now_us,
             chunks=self.chunks,
             at_rest=self.at_rest,
+            rotted=set(self.rotted),
             marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
         )
 

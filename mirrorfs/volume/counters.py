@@ -16,5 +16,8 @@ class Counters:
     """Bytes copied to make legs equal after an unclean stop or a failed write."""
     recovered: int = 0
     """Bytes copied to bring legs up to date."""
+    waited: float = 0.0
+    waits: int = 0
+    """Seconds that requests of the slow path took, and how many there were."""
     unflushed: int = 0
     """Bytes that the slow path wrote to each leg since the last flush began."""

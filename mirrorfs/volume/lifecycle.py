@@ -51,6 +51,8 @@ class Settings:
     """Seconds between looks after legs (`watching`, `spares`); 0: nobody looks."""
     clock: Callable[[], int] = field(default=lambda: time.time_ns() // 1000)
     new_uuid: Callable[[], uuid.UUID] = uuid.uuid4
+    paced: bool = True
+    """Whether background copying makes way for the foreground."""
 
 
 @dataclass(slots=True)
@@ -187,7 +189,9 @@ async def start(
     )
     # A leg that is away may hold a newer log, of a commit that a crash cut short: it must not come back as an
     # equal after what is here has been read.
+    rebuilder = Rebuilder(volume)
+    rebuilder.pacer.enabled = settings.paced
     store_first = doubtful or differ or force or (active and bool(absent))
     idle = plan.record.where(LegState.STANDBY)
     standby = {n: Spare(found[n].leg, found[n].sup.layout) for n in idle if n in found}
-    return Started(volume, plan, Rebuilder(volume), Clearer(volume), standby, store_first)
+    return Started(volume, plan, rebuilder, Clearer(volume), standby, store_first)

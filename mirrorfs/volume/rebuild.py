@@ -1,49 +1,39 @@
-"""Background copying: resync makes doubtful chunks equal, recovery brings one leg up to date.
+"""Background copying: resync makes doubtful chunks equal, recovery brings one leg up to date, then scrubs.
 
 Both go window by window, each held exclusively while it is copied, so that they exclude writers from it and
 from nothing else.  The durable mark of a recovery moves only after the target was flushed.
 """
 
+import errno
 import functools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import trio
 
 from mirrorfs import limits
+from mirrorfs.errors import Refused
 from mirrorfs.intent.states import MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.fanout import fan_out
 from mirrorfs.model import LegState
+from mirrorfs.volume.pacing import Pacer
+from mirrorfs.volume.passes import Progress, run_all
+from mirrorfs.volume.scrub import MARK_BYTES, Scrubber
 from mirrorfs.volume.volume import Volume, runs
 
 RETRY = 5.0
 """Seconds to wait after a pass that failed."""
-MARK_BYTES = 256 << 20
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a pass is.  Bytes; `began` in seconds of trio's clock."""
-
-    action: str
-    slot: int | None
-    done: int
-    total: int
-    began: float
-
-    def speed(self, now: float) -> float:
-        """Bytes a second since the pass began."""
-        return self.done / max(now - self.began, 1e-3)
 
 
 class Rebuilder:
-    """Does what there is to do for one volume, resync before recovery, one pass at a time."""
+    """Does what there is to do for one volume: resync, recovery, then scrub, one pass at a time."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
+        self.pacer = Pacer(volume)
+        self.scrub = Scrubber(volume, self.pacer)
         self.progress: Progress | None = None
         self.last: Progress | None = None
         """The pass before, as far as it came."""
@@ -57,7 +47,9 @@ class Rebuilder:
         """The word for sync_action."""
         if self.progress:
             return self.progress.action
-        return 'frozen' if self.frozen else 'idle'
+        if self.frozen:
+            return 'frozen'
+        return self.scrub.state.action if self.scrub.ready else 'idle'
 
     def wake(self) -> None:
         """Look again for something to do."""
@@ -66,12 +58,25 @@ class Rebuilder:
     async def interrupt(self) -> None:
         """End the pass under way after its present windows."""
         self._interrupted = True
+        self.scrub.poke()
         await self._idle.wait()
 
     async def freeze(self) -> None:
         """End the pass under way and begin no other until `thaw`."""
         self.frozen = True
         await self.interrupt()
+
+    async def cancel(self) -> None:
+        """End the pass under way; a scrub does not go on after that.  Raises OSError."""
+        await self.scrub.give_up()
+        await self.interrupt()
+
+    async def begin_scrub(self, action: str, source: int | None = None) -> None:
+        """Ask for a `check` or `repair`; see `Scrubber.begin`.  Refused(EBUSY) during another pass."""
+        if self.progress:
+            raise Refused(errno.EBUSY, f'{self.progress.action} is under way')
+        await self.scrub.begin(action, source)
+        self.thaw()
 
     def thaw(self) -> None:
         self.frozen = False
@@ -93,18 +98,38 @@ class Rebuilder:
                     continue
                 finally:
                     self.last, self.progress = self.progress or self.last, None
+                    self.pacer.end()
                     self._idle.set()
             await self._volume.work.wait()
 
     async def _work(self) -> None:
-        volume = self._volume
-        if len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC):
-            await self._resync()
         while not self._interrupted:
-            spare = next((s for s in volume.record.where(LegState.SPARE) if s in volume.keeper.members), None)
-            if spare is None:
+            spare = self._spare()
+            if self._doubtful():
+                await self._resync()
+            elif spare is not None:
+                await self._recover(spare)
+            elif self.scrub.ready:
+                await self.scrub.run(self._is_needed_elsewhere, self._show)
+            else:
                 return
-            await self._recover(spare)
+
+    def _doubtful(self) -> bool:
+        volume = self._volume
+        return len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC) > 0
+
+    def _spare(self) -> int | None:
+        """Return a slot that is to be recovered."""
+        volume = self._volume
+        return next((s for s in volume.record.where(LegState.SPARE) if s in volume.keeper.members), None)
+
+    def _is_needed_elsewhere(self) -> bool:
+        """Whether a scrub must make way."""
+        news = self._volume.work.is_set()  # to look is not cheap on a large volume
+        return self._interrupted or (news and (self._spare() is not None or self._doubtful()))
+
+    def _show(self, progress: Progress) -> None:
+        self.progress = progress
 
     # Resync
 
@@ -220,40 +245,26 @@ class Rebuilder:
         now = trio.current_time()
         self.progress = progress = Progress(action, slot, 0, len(todo) * chunk, now)
         pieces = windows(todo, max(1, limits.WINDOW // chunk))
-        marked, marked_at, step = 0, now, 20
-        for at in range(0, len(pieces), limits.WINDOWS_IN_FLIGHT):
+        marked, marked_at, at = 0, now, 0
+        self.pacer.begin()
+        while at < len(pieces):
             if self._interrupted or not wanted():
                 if marked < progress.done:
                     await mark(pieces[at][0])
                 return False
-            batch = pieces[at : at + limits.WINDOWS_IN_FLIGHT]
-            await _all([functools.partial(window, first, last) for first, last in batch])
-            progress.done += sum(last - first + 1 for first, last in batch) * chunk
+            batch = pieces[at : at + self.pacer.width]
+            at += len(batch)
+            await run_all([functools.partial(window, first, last) for first, last in batch])
+            moved = sum(last - first + 1 for first, last in batch) * chunk
+            progress.done += moved
             now = trio.current_time()
             if now - marked_at >= limits.MARK_INTERVAL or progress.done - marked >= MARK_BYTES:
                 await mark(batch[-1][1] + 1)
                 marked, marked_at = progress.done, now
-            while step < 100 and progress.done * 100 >= step * progress.total:
+            for step in progress.steps():
                 self._volume.emit(f'Rebuild{step}', self._volume.name)
-                step += 20
+            await self.pacer.pace(moved, lambda: self._interrupted)
         return True
-
-
-async def _all(jobs: list[Callable[[], Awaitable[None]]]) -> None:
-    """Run all jobs at once; raise the first OSError of one after all have ended."""
-    errors: list[OSError] = []
-
-    async def one(job: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await job()
-        except OSError as error:
-            errors.append(error)
-
-    async with trio.open_nursery() as nursery:
-        for job in jobs:
-            nursery.start_soon(one, job)
-    if errors:
-        raise errors[0]
 
 
 def windows(chunks: npt.NDArray[np.intp], most: int) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ by the lock.  A chunk that is held exclusively is never in the hot table.
 """
 
 import errno
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -32,6 +32,7 @@ from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.behind import Backlog
 from mirrorfs.mirror.change import Change
+from mirrorfs.mirror.comparing import UNIT
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
@@ -69,6 +70,8 @@ class Volume:
         self._shift = record.chunk_size.bit_length() - 1
         self._full_source: dict[int, int] = {}
         """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
+        self.trusted: dict[int, int] = {}
+        """Slots whose copies of some units (64 KiB) are the right ones, by the word of a scrub."""
         self._growing = trio.Lock()
         self._blocked: set[int] = set()
         self._unblocked = trio.Event()
@@ -343,7 +346,30 @@ class Volume:
         Returns the bytes copied.  Targets that fail are expelled, durably.  Raises OSError where no in-sync
         leg can be read, or where there is no room to make them equal from any of them.
         """
-        return await self._copier.copy(offset, length, preferred, target)
+        copied = 0
+        for start, end, slot in _by_source(offset, offset + length, self.trusted):
+            source = preferred if slot is None else slot
+            copied += await self._copier.copy(start, end - start, source, target)
+        return copied
+
+    async def rewrite(self, offset: int, data: Buffer, slots: Container[int]) -> None:
+        """Write a range, whose chunks are held exclusively, to some legs: the others in sync have it already.
+
+        Where that cannot be, the legs differ as before, and nothing else is done about it: to make them equal
+        from just any leg could spread the wrong copy.
+        """
+        first, last = self.chunks_of(offset, len(data))
+        await self.prepare(first, last)
+        members, in_sync = self.members, self.keeper.in_sync
+        self.hot.touched_view()[first : last + 1] = 1
+        lacking = [member for member in members if member.slot in slots or member.slot not in in_sync]
+        failures = await self.narrower.write(lacking, Change(offset, len(data), data), None)
+        self.counters.unflushed += len(data)
+        verdict = self._judge(members, failures)
+        self.keeper.expel(verdict.expel)
+        await self.keeper.settle()
+        if verdict.error:
+            raise verdict.error
 
     # Reading
 
@@ -496,6 +522,18 @@ async def erased(leg: Leg, start: int, length: int) -> bool:
         if not is_of_the_medium(error):
             raise
         return False
+
+
+def _by_source(start: int, end: int, trusted: Mapping[int, int]) -> Iterator[tuple[int, int, int | None]]:
+    """Cut a range of bytes into (start, end, slot) by whose copy is trusted; None: anybody's."""
+    for unit in sorted(unit for unit in trusted if start < (unit + 1) * UNIT and unit * UNIT < end):
+        low, high = max(start, unit * UNIT), min(end, (unit + 1) * UNIT)
+        if start < low:
+            yield start, low, None
+        yield low, high, trusted[unit]
+        start = high
+    if start < end:
+        yield start, end, None
 
 
 def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
