@@ -34,12 +34,16 @@ class Copier:
         if not sources:
             await self._give_up(offset, length, target)
             return 0
+        gone = target is not None and target not in self._volume.keeper.members
         try:
             return await self._copy_from(sources, offset, length, target)
         except OSError as error:
-            if target is None or target not in self._volume.keeper.members or not is_of_the_medium(error):
+            if gone or not is_of_the_medium(error):
                 raise
-        return await self._copy_what_can_be_read(offset, length, preferred, target)
+        if length > BLOCK:
+            return await self._copy_what_can_be_read(offset, length, preferred, target)
+        await self._give_up(offset, length, target, keep=sources[0])
+        return 0
 
     def _sources(self, preferred: int | None) -> list[int]:
         return sorted(self._volume.keeper.in_sync, key=lambda slot: slot != preferred)
@@ -83,29 +87,31 @@ class Copier:
         raise error
 
     async def _copy_what_can_be_read(
-        self, offset: int, length: int, preferred: int | None, target: int
+        self, offset: int, length: int, preferred: int | None, target: int | None
     ) -> int:
         """Copy piece by piece, then block by block, what a larger read failed on."""
-        if length <= BLOCK:
-            await self._give_up(offset, length, target)
-            return 0
         step = limits.REQUEST_MAX if length > limits.REQUEST_MAX else BLOCK
-        copied, before = 0, self._bad_blocks(target)
+        copied, before = 0, self._bad_blocks()
         for at in range(offset, offset + length, step):
             copied += await self._copy_part(at, min(step, offset + length - at), preferred, target)
-            if self._bad_blocks(target) - before > limits.NARROWED_BAD_MAX:
+            if self._bad_blocks() - before > limits.NARROWED_BAD_MAX:
                 raise LegError(errno.EIO, 'no leg in sync can be read')
         return copied
 
-    def _bad_blocks(self, slot: int) -> int:
-        member = self._volume.keeper.members.get(slot)
-        return len(member.bad) if member else 0
+    def _bad_blocks(self) -> int:
+        return max(len(member.bad) for member in self._volume.members)
 
-    async def _give_up(self, offset: int, length: int, target: int | None) -> None:
-        """No in-sync leg has the range: the target lacks it, too."""
+    async def _give_up(self, offset: int, length: int, target: int | None, keep: int = -1) -> None:
+        """No in-sync leg has the range, or can be read: the target lacks it, too.
+
+        Where legs were to be made equal, with no target, all lack it but the one that is to be kept: then
+        whatever that may give one day is the same each time.
+        """
         volume, keeper = self._volume, self._volume.keeper
-        member = keeper.members.get(-1 if target is None else target)
-        if member is None:
-            return
-        keeper.expel(await volume.narrower.give_up_blocks(member, offset, length))
+        for member in volume.members:
+            if member.slot == target or (target is None and member.slot != keep >= 0):
+                full = await volume.narrower.give_up_blocks(member, offset, length)
+                if full and target is None:  # all fail alike: that is no reason to expel any of them
+                    raise full[member.slot]
+                keeper.expel(full)
         await keeper.settle()
