@@ -370,6 +370,7 @@ class Pool:
             log.critical('volume %s stopped by an unexpected error', entry.name, exc_info=True)
             entry.started.volume.broken = f'unexpected error: {error!r}'
             entry.started.volume.hot.withdraw(0, len(entry.started.volume.log) - 1)
+            entry.started.volume.quorum.look()
             self.events.emit('Critical', entry.name, '', f'unexpected error: {error!r}')
         finally:
             entry._ended.set()

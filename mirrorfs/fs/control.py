@@ -16,7 +16,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import mdstat
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WORDS
-from mirrorfs.model import LegState
+from mirrorfs.model import LegState, WriterPolicy
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.units import parse_size
 from mirrorfs.volume.creation import Request
@@ -227,6 +227,20 @@ async def _set_time_base(place: Place, words: list[str]) -> None:
     await keeper.commit()
 
 
+async def _set_quorum(place: Place, words: list[str]) -> None:
+    word = _one(words, 'the least number of legs in sync for writes')
+    if not (word.isascii() and word.isdigit()):
+        raise Refused(errno.EINVAL, f'{word!r} is not a number of legs')
+    await place.volume.require()[0].volume.quorum.change(quorum=int(word[:9]))
+
+
+async def _set_quorum_policy(place: Place, words: list[str]) -> None:
+    word = _one(words, 'error, readonly or wait').upper()
+    if word not in WriterPolicy.__members__:
+        raise Refused(errno.EINVAL, f'{word.lower()!r} is not one of error, readonly, wait')
+    await place.volume.require()[0].volume.quorum.change(quorum_policy=WriterPolicy[word])
+
+
 async def _can_clear(place: Place, words: list[str]) -> None:
     word = _one(words, 'true or false')
     if word not in ('true', 'false'):
@@ -255,6 +269,10 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'size': ControlFile(_recorded(lambda e: e.record and e.record.size), _set_size),
     'uuid': ControlFile(_recorded(lambda e: e.record and e.record.uuid)),
     'events': ControlFile(_recorded(lambda e: e.record and e.record.events)),
+    'quorum': ControlFile(_recorded(lambda e: e.record and e.record.quorum), _set_quorum),
+    'quorum_policy': ControlFile(
+        _recorded(lambda e: e.record and e.record.quorum_policy.name.lower()), _set_quorum_policy
+    ),
     'sync_action': ControlFile(_running(lambda e: _rebuilder(e).action), _sync_action),
     'sync_completed': ControlFile(_running(_sync_completed)),
     'sync_speed': ControlFile(_running(_sync_speed)),

@@ -10,7 +10,7 @@ import trio
 import mirrorfs
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata.wibm import pages_for
-from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.model import LegState, VolumeRecord, WriterPolicy
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.volume.rebuild import Progress
 
@@ -109,6 +109,8 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'degraded': record.degraded,
         'events': record.events,
         'bitmap': 'internal' if record.logged else 'none',
+        'quorum': record.quorum,
+        'quorum_policy': record.quorum_policy.name.lower(),
         'legs': [],
     }
     if entry.started:
@@ -126,6 +128,8 @@ def _running(entry: Entry) -> dict[str, Any]:
     return {
         'state': array_state(entry),
         'broken': volume.broken,
+        'quorum_lost': volume.quorum.lost,
+        'writes_waiting': volume.quorum.waiting,
         'degraded': volume.record.raid_disks - len(volume.keeper.in_sync),
         'chunks': {
             'total': len(log),
@@ -199,4 +203,8 @@ def array_state(entry: Entry) -> str:
     volume = entry.started.volume
     if volume.broken:
         return 'broken'
+    if volume.quorum.lost and volume.record.quorum_policy is WriterPolicy.READONLY:
+        return 'readonly'
+    if volume.quorum.waiting:
+        return 'write-pending'
     return 'active' if volume.record.active else 'clean'

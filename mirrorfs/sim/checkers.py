@@ -184,6 +184,37 @@ class Checkers:
                     text = f'{name} counts but lacks block {block}: {seen}, not {newer}'
                     raise Violation(checker, text)
 
+    def quorum(self, write: Write, wanted: int) -> None:
+        """An acknowledged write or discard is on `wanted` legs that count, and durably so."""
+        world = self._world
+        if wanted < 2:
+            return
+        self.made['quorum'] += 1
+        if not self.late:
+            counted = {
+                'now': len(world.volume.keeper.in_sync),
+                'for the pool': sum(1 for _ in world.pool.where(LegState.IN_SYNC)),
+            }
+            for where, count in counted.items():
+                if count < wanted:
+                    raise Violation('quorum', f'acknowledged with {count} legs in sync {where}, not {wanted}')
+        elif write.tag:
+            holders = sum(self._holds(disk, write) for disk in world.disks.values())
+            if holders < wanted:
+                raise Violation('quorum', f'acknowledged, and {holders} disks have it, not {wanted}')
+
+    def _holds(self, disk: CrashDisk, write: Write) -> bool:
+        """Whether a disk has a write, or newer ones."""
+        for block in write.blocks:
+            at = self.layout.data_offset + block * BLOCK
+            newer = {w.tag for w in self._world.model.writes[block] if w.acked >= write.began}
+            try:
+                if not set(tags(disk.visible.read(at, BLOCK))) <= newer:
+                    return False
+            except AssertionError:  # garbage
+                return False
+        return True
+
     def flushed(self, blocks: range | None = None) -> None:
         """Invariant 10: what a returned flush, or write of `blocks`, covers is durable on all that count."""
         self.made['fsync-durable'] += 1

@@ -210,6 +210,8 @@ class Composer:
             case 'grow':
                 self.chunks = min(self.chunks + rng.randrange(1, 3), 6)
                 return (name, self.chunks)
+            case 'quorum':
+                return (name, rng.choice((1, 2, 2, 3)), rng.choice(('error', 'readonly', 'wait')))
             case 'sleep':
                 return (name, rng.choice((0.1, 1.0, 6.0, 12.0)))
             case 'hang' | 'release' | 'vanish' | 'appear':
@@ -288,6 +290,7 @@ _RUNNING = {
     'remove': 2,
     'add': 2,
     'grow': 2,
+    'quorum': 2,
     'sweep': 5,
     'sleep': 4,
     'quiet': 4,

@@ -19,6 +19,7 @@ CHECKERS = {
     'promise': 'a read returns what was promised: nothing lost, stale, torn off or invented',
     'bounded': 'everything ends in bounded virtual time',
     'operator': 'a volume is refused where no current leg is at hand or lineages conflict, only then',
+    'quorum': 'a write is acknowledged when at least as many legs as the quorum count, and have it',
     'clean-stop': 'a clean stop leaves everything flushed, clean and at rest',
     'defect': 'no error that nobody planned',
 }

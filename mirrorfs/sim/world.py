@@ -63,6 +63,8 @@ class SimEvents(EventLog):
 
     def emit(self, word: str, volume: str = '', device: str = '', text: str = '') -> None:
         self._world.say(' '.join(part for part in (word, device, text) if part))
+        if word == 'QuorumLost':
+            self._world.below = True
         if word == 'SpareActive':  # whatever it held has been overwritten
             name = device.rsplit('/', 1)[-1]
             for marks in (
@@ -135,6 +137,8 @@ class World:
         self.other_model: Model | None = None
         self.troubled = False
         """Whether anything was planned to go wrong since the start."""
+        self.below = False
+        """Whether the quorum was lost at any time since the start."""
         self.remade = False
         """Whether this is the world after a crash or a stop."""
         self.steps = 0
@@ -313,6 +317,7 @@ class World:
         self._nursery = nursery
         self.at_rest = False
         self.troubled = bool(self.plan)
+        self.below = False
         before = {name: disk.writes for name, disk in self.disks.items()}
         self._untaint()
         running = self._new_pool()

@@ -82,6 +82,7 @@ class Started:
             await volume.keeper.settle()
         volume.gate.publish()
         volume.gate.offer_all()
+        volume.quorum.look()
 
     async def stop(self) -> None:
         """Flush, clear the log and say so on the legs.  `run` must still be running; cancel it after.

@@ -37,6 +37,7 @@ from mirrorfs.mirror.member import Member
 from mirrorfs.model import VolumeRecord
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
+from mirrorfs.volume.quorum import Quorum
 
 Operation = Callable[[Member], Awaitable[None]]
 Emit = Callable[..., None]
@@ -52,7 +53,8 @@ class Volume:
         self.log = log
         self.locks = ChunkLocks()
         self.hot = HotTable(record.size, record.chunk_size)
-        self.gate = LaneGate(self.hot, log, self.locks, lambda: not self.broken)
+        self.quorum = Quorum(self)
+        self.gate = LaneGate(self.hot, log, self.locks, lambda: not (self.broken or self.quorum.lost))
         self.lookahead = Lookahead()
         self.counters = Counters()
         self.emit = emit
@@ -103,11 +105,13 @@ class Volume:
     def retire(self) -> None:
         """Nothing is served any more, by the lane neither: its legs are about to be closed."""
         self.broken = self.broken or f'{self.name} is stopped'
+        self.quorum.look()
         self.gate.close()
 
     def legs_changing(self) -> None:
         """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
         self.gate.legs_changing()
+        self.quorum.look()
         self.work.set()
 
     def leg_expelled(self, slot: int, path: str, reason: str) -> None:
@@ -132,9 +136,8 @@ class Volume:
         if offset < 0 or offset + length > self.record.size:
             raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
         if length:
-            self._refuse_if_broken()
             first, last = self.chunks_of(offset, length)
-            async with self.exclusive(first, last):
+            async with self._writing(first, last):
                 await self._prepare(first, last)
                 await self._write_members(first, last, lambda member: member.write(offset, data))
             self.counters.writes += 1
@@ -142,6 +145,20 @@ class Volume:
             self.counters.unflushed += length
         if durable:
             await self.flush()
+        if length:
+            await self.quorum.assure()
+
+    @asynccontextmanager
+    async def _writing(self, first: int, last: int) -> AsyncGenerator[None, None]:
+        """Hold chunks first..last for a write, once writes are taken; nobody who waits for that holds any."""
+        while True:
+            self._refuse_if_broken()
+            await self.quorum.assure()
+            async with self.exclusive(first, last):
+                if self.quorum.lost:
+                    continue
+                yield
+                return
 
     async def _prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
@@ -217,6 +234,7 @@ class Volume:
         if verdict.error:
             self.broken = f'flush failed on the last leg ({verdict.error.strerror}); mount the pool again'
             self.hot.withdraw_writes()
+            self.quorum.look()
             self.emit('Critical', self.name, '', self.broken)
             raise OSError(errno.EIO, self.broken)
         self.keeper.expel(verdict.expel)
@@ -357,9 +375,8 @@ class Volume:
         length = min(length, self.record.size - offset)
         if length <= 0:
             return
-        self._refuse_if_broken()
         first, last = self.chunks_of(offset, length)
-        async with self.exclusive(first, last):
+        async with self._writing(first, last):
             self._refuse_if_broken()
             await self.keeper.open_session()
             whole = []
@@ -372,6 +389,7 @@ class Volume:
                     await self._prepare(chunk, chunk)
                     await self._write_members(chunk, chunk, zeroing(low, high - low))
             await self._forget(np.array(whole, np.intp))
+        await self.quorum.assure()
 
     async def _forget(self, chunks: npt.NDArray[np.intp]) -> None:
         """Have whole chunks, held exclusively, durably UNWRITTEN; then punch them."""
