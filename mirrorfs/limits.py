@@ -56,6 +56,10 @@ MAX_READ_ERRORS = 20
 SPEED_MIN, SPEED_MAX = 1000, 200_000
 """Floor and ceiling of recovery and scrubs, KiB/s; md's defaults."""
 
+SCAN_DEPTH = 8
+SCAN_MAX = 100_000
+"""Folders below one another, and files in all, that a search for legs looks at."""
+
 EVENTS_KEPT = 1000
 CONTROL_WRITE_MAX = 64 << 10
 CONTROL_READ_MAX = 64 << 10

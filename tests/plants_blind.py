@@ -269,7 +269,11 @@ BLIND: list[Plant] = [
         new='if {step.uuid for step in mine} & {step.uuid for step in other}:',
         checker='strangers',
         also=('operator', 'promise', 'never-stale'),
-        rebind=('mirrorfs.mirror.assembly:kinship', 'mirrorfs.volume.admin:kinship'),
+        rebind=(
+            'mirrorfs.mirror.assembly:kinship',
+            'mirrorfs.mirror.splitbrain:kinship',
+            'mirrorfs.volume.admin:kinship',
+        ),
         why='Leg 0 is used alone, then leg 1 alone with force: they grew apart.  The one left behind is '
         're-added without a word, and after a power cut during the forced start nothing is refused.  Needs '
         'histories with force.',

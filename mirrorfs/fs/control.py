@@ -188,6 +188,18 @@ async def _re_add(place: Place, words: list[str]) -> None:
     await place.volume.require()[1].re_add(_one(words, 'LEG or missing'))
 
 
+async def _resolve(place: Place, words: list[str]) -> None:
+    if len(words) != 2 or words[0] != 'keep':
+        raise Refused(errno.EINVAL, f'{" ".join(words)!r}; wanted is: keep LEG')
+    await place.pool.resolve(place.volume.name, words[1])
+
+
+def _sides(place: Place) -> str:
+    """The histories to choose from, a line each."""
+    split = place.volume.split
+    return ''.join(f'{line}\n' for line in split.lines()) if split else 'none\n'
+
+
 async def _set_size(place: Place, words: list[str]) -> None:
     started, _ = place.volume.require()
     await started.volume.grow(parse_size(_one(words, 'SIZE')))
@@ -263,6 +275,7 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'remove': ControlFile(act=_remove),
     'fail': ControlFile(act=_fail),
     're-add': ControlFile(act=_re_add),
+    'resolve': ControlFile(_sides, _resolve),
     'array_state': ControlFile(lambda place: f'{mdstat.array_state(place.volume)}\n'),
     'degraded': ControlFile(_recorded(lambda e: mdstat.volume_status(e)['degraded'])),
     'raid_disks': ControlFile(_recorded(lambda e: e.record and e.record.raid_disks)),

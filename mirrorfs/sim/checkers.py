@@ -6,6 +6,7 @@ counts at the moment.  `mirrorfs.sim.violation.CHECKERS` names them.
 """
 
 import functools
+import itertools
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.membership import Kinship, kinship
-from mirrorfs.model import LegState
+from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.sim.crashleg import Call, CrashDisk, Medium
 from mirrorfs.sim.model import BLOCK, Write, tags
 from mirrorfs.sim.violation import Violation
@@ -280,14 +281,16 @@ class Checkers:
         """A volume is refused only where no current leg is at hand, or lineages conflict."""
         world = self._world
         self.made['operator'] += 1
-        for name, disk in world.disks.items():
-            if world.slot_of(disk) is None or name in world.away | world.tainted | world.unreadable:
-                continue
-            # After a kill the daemon sees what is still volatile, too.
-            for medium, pool in ((disk.durable, world.pool), (disk.visible, world.pool_seen)):
-                sup = newest_on(medium)
-                if sup and kinship(sup.record.lineage, pool.lineage) is Kinship.CONFLICT:
-                    return
+        there = [
+            disk
+            for name, disk in world.disks.items()
+            if world.slot_of(disk) is not None and name not in world.away | world.tainted | world.unreadable
+        ]
+        # After a kill the daemon sees what is still volatile, too.
+        for durable, pool in ((True, world.pool), (False, world.pool_seen)):
+            sups = [newest_on(disk.durable if durable else disk.visible) for disk in there]
+            if apart(pool, [sup for sup in sups if sup]):
+                return
         good = [name for name in sorted(world.disks.keys() - world.away) if self.is_current(name)]
         if good:
             raise Violation('operator', f'refused, though {", ".join(good)} is current: {why}')
@@ -376,6 +379,13 @@ class Checkers:
         page = disk.durable.page(self._log_pages[copy])
         pages = (page, b'') if copy == 0 else (b'', page)
         return int(decode_log(self._world.uuid, self._world.chunks, *pages).serials[0])
+
+
+def apart(pool: VolumeRecord, sups: Sequence[wibm.LegSuper]) -> bool:
+    """Whether two of these, the pool or legs that call themselves in sync, have histories that conflict."""
+    mine = [sup.record.lineage for sup in sups if sup.record.slots[sup.slot].state is LegState.IN_SYNC]
+    pairs = itertools.combinations([pool.lineage, *mine], 2)
+    return any(kinship(one, other) is Kinship.CONFLICT for one, other in pairs)
 
 
 SUPER_PAGES = [offset // wibm.PAGE for offset in wibm.SUPER_OFFSETS]

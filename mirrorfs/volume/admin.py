@@ -15,7 +15,7 @@ from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import wibm
-from mirrorfs.mirror import membership
+from mirrorfs.mirror import membership, naming
 from mirrorfs.mirror.formatting import format_leg, read_super
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
@@ -38,18 +38,7 @@ class Admin:
 
         Raises Refused(ENOENT).
         """
-        slots = self._volume.record.slots
-        known = [n for n, slot in enumerate(slots) if slot.state is not LegState.VACANT]
-        if word.isascii() and word.isdigit() and int(word) in known:
-            return int(word)
-        for number in known:
-            if slots[number].path and os.path.abspath(word) == os.path.abspath(slots[number].path):
-                return number
-        alike = [n for n in known if len(word) >= 4 and str(slots[n].leg).startswith(word.lower())]
-        if len(alike) == 1:
-            return alike[0]
-        have = ', '.join(f'{n} ({slots[n].path})' for n in known)
-        raise Refused(errno.ENOENT, f'{self._volume.name} has no leg {word!r}; it has {have}')
+        return naming.find_slot(self._volume.record, word)
 
     async def fail(self, word: str) -> None:
         """Expel a leg.  EBUSY for the last one in sync."""
