@@ -1,4 +1,4 @@
-"""assemble: definitions from legs alone, by decision and on real pools; and legs that come back after that."""
+"""assemble: definitions from legs alone, by decision and on real pools; legs that come back after that."""
 
 import errno
 import json
@@ -16,6 +16,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import assemble
 from mirrorfs.mirror.rebuilding import Claim, rebuild
+from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import VolumeRecord
 
 # The decision
@@ -69,6 +70,12 @@ def test_a_newer_spare_that_calls_the_leg_stale_is_believed() -> None:
     assert 'which /found/2 calls stale' in text
 
 
+def test_a_spare_that_is_not_at_hand_may_have_been_completed() -> None:
+    said = record(IN_SYNC, SPARE, full=True)
+    assert 'being recovered' in str(refusal(claim(0, said)))
+    assert not rebuild([claim(0, said), claim(1, said)]).given_up
+
+
 def test_only_legs_that_are_not_in_sync_need_force() -> None:
     said = record(MISSING, SPARE, full=True)
     assert 'no leg at hand is in sync' in str(refusal(claim(1, said)))
@@ -86,6 +93,47 @@ def test_legs_that_went_apart_are_refused_also_where_each_gave_the_other_up(forc
     assert 'split brain' in text
     assert text.count('went on alone') == 2
     assert rebuild(sides[:1]).record.slots[1].state is FAULTY
+
+
+def test_a_pool_older_than_both_sides_of_a_split_brain_chooses_none() -> None:
+    """Both hosts went on from this pool, which is a copy of before: neither conflicts with it."""
+    sides = {
+        mine: membership.leave(both(events=10 + mine), [other], MISSING, uuid.UUID(int=(mine + 1) << 100), 5)
+        for mine, other in ((0, 1), (1, 0))
+    }
+    with pytest.raises(SplitBrain) as caught:
+        assemble(both(), sides)
+    assert [side.legs for side in caught.value.sides] == [(0,), (1,)]
+    for keep in (0, 1):
+        plan = assemble(both(), sides, 99, keep=keep)
+        assert plan.members == (keep,)
+        assert plan.record.events > max(side.events for side in sides.values())
+        assert plan.record.lineage[-2] == sides[keep].lineage[-1]
+        again = assemble(plan.record, {keep: plan.record, 1 - keep: sides[1 - keep]})
+        assert again.members == (keep,)
+        assert not again.returning
+    with pytest.raises(Refused, match='no split brain'):
+        assemble(both(), {0: both(), 1: both()}, 99, keep=0)
+
+
+def test_a_spare_with_a_history_that_the_truth_lacks_does_not_go_on_being_recovered() -> None:
+    """A round was cut short in which slot 0 was expelled: the spare may hold what slot 0 never got."""
+    before = record(IN_SYNC, IN_SYNC, SPARE, full=True)
+    after = leave(before, 0)
+    plan = assemble(before, {0: before, 2: after})
+    assert plan.members == (0,)
+    assert plan.absent == (1, 2)
+    assert 'history of its own' in plan.stale[2]
+
+
+def test_a_spare_that_grew_apart_is_no_side() -> None:
+    """It holds nothing whole: the volume starts without it."""
+    base = record(IN_SYNC, SPARE, full=True)
+    mine = membership.leave(record(IN_SYNC, IN_SYNC), [1], FAULTY, uuid.UUID(int=1 << 100), 5)
+    theirs = membership.new_generation(base, uuid.UUID(int=2 << 100), 6)
+    plan = assemble(mine, {0: mine, 1: theirs})
+    assert plan.members == (0,)
+    assert plan.record.slots[1].full
 
 
 def test_two_copies_of_one_leg_are_refused() -> None:

@@ -7,9 +7,12 @@ import pytest
 from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
+from plants_pool import FOUND_POOL, POOL
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
+
+HUNTS = FOUND | FOUND_POOL
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +23,7 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize('plant', BLIND, ids=lambda plant: plant.name)
+@pytest.mark.parametrize('plant', BLIND + POOL, ids=lambda plant: plant.name)
 def test_a_planted_bug_is_found_by_a_checker_that_was_named(
     plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -28,13 +31,13 @@ def test_a_planted_bug_is_found_by_a_checker_that_was_named(
     assert expected <= CHECKERS.keys()
     plant.sow(monkeypatch)
     with pytest.raises(Failed) as caught:
-        FOUND[plant.name].explore()
+        HUNTS[plant.name].explore()
     assert caught.value.violation.checker in expected, caught.value
 
 
-@pytest.mark.parametrize('name', FOUND)
+@pytest.mark.parametrize('name', HUNTS)
 def test_without_the_bug_its_history_is_harmless(name: str) -> None:
-    assert FOUND[name].explore(schedules=1)
+    assert HUNTS[name].explore(schedules=1)
 
 
 JUDGED = {

@@ -113,6 +113,8 @@ def _refuse_clash(outcome: Outcome, all_: Sequence[Outcome], known: Mapping[str,
     others = {other.uuid for other in all_ if other.name == outcome.name and other.rebuilt}
     if outcome.name in known:
         others.add(known[outcome.name].uuid)
+    if outcome.name in known and known[outcome.name].uuid == outcome.uuid:
+        return outcome  # it has the name already
     others.discard(outcome.uuid)
     if not others or not outcome.rebuilt:
         return outcome

@@ -1,9 +1,9 @@
 """A volume's definition made from its legs, or brought up to date with where they are: a pure decision.
 
 The pool is the witness of who counts (`mirrorfs.mirror.assembly`).  Where it is lost the legs are asked: the
-newest that calls itself in sync is believed if every leg that it says is in sync, too, is at hand and says
-the same; one that is not may have gone on without it, and only an admin can know that it has not.  Nobody's
-word that another was given up counts here: that other may say the same.
+newest that calls itself in sync is believed if every leg that it says is in sync, or being recovered, is at
+hand and does not say otherwise; one that is not at hand may have gone on without it, and only an admin can
+know that it has not.  Nobody's word that another was given up counts here: that other may say the same.
 """
 
 import errno
@@ -75,7 +75,7 @@ def rebuild(claims: Sequence[Claim], known: VolumeRecord | None = None, *, force
     if not force:
         raise Refused(
             errno.EIO,
-            f'{best.record.name}: not at hand, and in sync by what slot {best.slot} ({best.path}) says: '
+            f'{best.record.name}: not at hand, and part of it by what slot {best.slot} ({best.path}) says: '
             f'{"; ".join(missing)}. It may have gone on alone. Name it, too; or with --force give up {lost}',
         )
     given_up = f'{"; ".join(missing)}: {lost} is lost if it is only there'
@@ -125,6 +125,10 @@ def _missing(truth: VolumeRecord, claims: Sequence[Claim]) -> list[str]:
             newer = [c for c in claims if c.record.events > truth.events]
             doubts = [c.path for c in newer if _calls_stale(c.record, claim.leg)]
             missing += [f'a leg newer than slot {number}, which {path} calls stale' for path in doubts]
+    # After a crash a leg may be the only one to know that its recovery has ended.
+    for number in truth.where(LegState.SPARE):
+        if truth.slots[number].leg not in by_leg:
+            missing.append(f'slot {number} (leg {truth.slots[number].leg}), which was being recovered')
     return missing
 
 

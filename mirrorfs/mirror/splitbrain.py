@@ -93,7 +93,7 @@ def find(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], *, witness: bool 
     for number in sorted(claims, key=lambda n: (-claims[n].events, -claims[n].updated_us, n)):
         if all(_apart(claims[number], claims[lead]) for lead in leads):
             leads.append(number)
-    sides = [Side(_bearers(claims, claims[lead]), claims[lead]) for lead in leads]
+    sides = sorted((Side(_bearers(claims, claims[n]), claims[n]) for n in leads), key=lambda side: side.legs)
     if sides and all(_apart(side.record, pool) for side in sides):
         sides.insert(0, Side((), pool))
     return SplitBrain(pool, tuple(sides)) if len(sides) > 1 else None

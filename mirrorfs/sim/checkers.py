@@ -53,6 +53,8 @@ class Checkers:
         world = self._world
         if call.kind == 'write' and call.disk in world.foreign:
             raise Violation('strangers', f'a write to {call.disk}, which is not of this volume')
+        if call.kind == 'write' and call.disk in world.settled:
+            raise Violation('strangers', f'a write to {call.disk}, which grew apart and was given up')
         if not world.started or not hasattr(world.volume, 'keeper'):
             return
         disks = self.in_sync()
@@ -316,7 +318,7 @@ class Checkers:
         world = self._world
         self.made['strangers'] += 1
         for name in world.volume_disks():
-            if name in world.foreign or name in world.tainted:
+            if name in world.foreign | world.tainted | world.settled:
                 raise Violation('strangers', f'{name} is not of this volume, or an old copy, and takes part')
         for name in world.apart - world.away:
             raise Violation('operator', f'started, though {name} was changed apart')

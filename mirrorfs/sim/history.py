@@ -148,10 +148,12 @@ class Composer:
         """Two hosts go on with one leg each, and meet again."""
         writes = tuple(self._writing() for _ in range(2))
         back = self.rng.choice(((), (('away', 0),)))
+        resolved = self.rng.choice(((), (('resolve', 0),), (('resolve', 1),)))
         return [
             Session(writes, (('save-pool',), ('away', 1))),
             Session((self._writing(), ('flush',)), (('old-pool',), ('away', 0))),
-            Session((self._writing(),), (('meet', 0), *back)),
+            Session((self._writing(), ('flush',)), (('meet', 0), *back, *resolved)),
+            *(Session((self._writing(),)) for _ in resolved),
         ]
 
     # Between runs
@@ -168,6 +170,8 @@ class Composer:
             return (name, disk, page)
         if name == 'litter':
             return (name, self.disks)
+        if name == 'assemble':
+            return (name, 'force') if rng.random() < 0.4 else (name,)
         return (name,) if name == 'force' else (name, disk)
 
     # While it runs
@@ -274,6 +278,7 @@ _RESTING = {
     'shrink': 1,
     'corrupt': 4,
     'force': 1,
+    'assemble': 4,
     'litter': 2,
     'lengthen': 1,
 }

@@ -18,11 +18,13 @@ from typing import Protocol
 
 import trio
 
+from mirrorfs import atrest
 from mirrorfs import pool as pools
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
+from mirrorfs.mirror.rebuilding import Rebuilt
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of
 from mirrorfs.sim.crash import DEFINITION, Frozen, decode_definition
@@ -71,6 +73,7 @@ class SimEvents(EventLog):
                 self._world.tainted,
                 self._world.foreign,
                 self._world.apart,
+                self._world.settled,
                 self._world.unreadable,
             ):
                 marks.discard(name)
@@ -124,7 +127,17 @@ class World:
         """Disks whose superblocks are gone."""
         self.rotten: set[str] = set()
         """Disks whose log has rotted: older marks may be all that is left there."""
+        self.settled: set[str] = set()
+        """Disks of the side that somebody gave up: not written to."""
+        self.resolved = False
+        """Whether that is durable: the choice is not asked for again."""
         self.force = False
+        self.keep: int | None = None
+        """The disk that the admin keeps where the next start finds a split brain."""
+        self.rebuilt: Rebuilt | None = None
+        """A definition made by force that is to be settled before the next start."""
+        self.undecided = False
+        """Whether promises are being given up; a crash would leave open which hold."""
         self.saved: dict[str, CrashDisk] = {}
         self.saved_pool: tuple[SimFiles, Model, int] | None = None
         self.acknowledged = self.written_apart = 0
@@ -217,7 +230,7 @@ class World:
         self.checkers.step(call)
         self.steps += 1
         self.trace.append(call)
-        if self.freeze_at(self.steps) and not self.hosts_apart:
+        if self.freeze_at(self.steps) and not (self.hosts_apart or self.undecided):
             self.frozen.append(self.freeze())
         if call.disk in self.gone:
             raise OSError(errno.ENODEV, f'{call.disk} is gone')
@@ -320,8 +333,10 @@ class World:
         self.below = False
         before = {name: disk.writes for name, disk in self.disks.items()}
         self._untaint()
+        await self._settle()
         running = self._new_pool()
         await running.start(nursery, ['v'] if force else [])
+        await self._resolve()
         if 'v' not in running.entries:
             raise Violation('operator', 'the pool has lost the definition of the volume')
         entry = running.entries['v']
@@ -329,6 +344,8 @@ class World:
             self.started = None
             if not self.troubled:
                 self.checkers.refusal(entry.refusal)
+                if entry.split and self.resolved:
+                    raise Violation('operator', f'refused again after a choice was made: {entry.refusal}')
                 if before != {name: disk.writes for name, disk in self.disks.items()}:
                     raise Violation('strangers', 'a volume was refused, and its legs were written to')
             raise Refused(errno.EIO, entry.refusal)
@@ -338,6 +355,36 @@ class World:
         if self.lane:
             await self.attach_lane(nursery)
         return entry.started.volume
+
+    async def _settle(self) -> None:
+        """Start and stop the volume once, as `mirrorfs assemble --force` does."""
+        if self.rebuilt is None:
+            return
+        directory = pools.PoolDirectory(_POOL, self.files)
+        forced = self.rebuilt.forced
+        try:
+            await atrest.settle(directory, self.rebuilt.record, self, self.settings, force=forced)
+        except (Refused, OSError) as error:
+            self.say(f'not settled: {error}')
+
+    async def _resolve(self) -> None:
+        """Go on from the disk to be kept, where a split brain was found; what its host was promised holds."""
+        keep, self.keep = self.keep, None
+        if keep is None or 'v' not in self.running_pool.entries or not self.running_pool.entries['v'].split:
+            return
+        others = {name for name in self.disks if name != f'd{keep}'}
+        self.settled, self.apart = others & (self.apart | {'d1'}), set()
+        self.undecided = keep == 0  # the other host's promises
+        try:
+            await self.running_pool.resolve('v', f'/sim/d{keep}')
+        except (Refused, OSError) as refusal:
+            self.say(f'refused: {refusal}')
+            if not self.troubled:
+                raise Violation('operator', f'disk {keep} may not be kept: {refusal}') from refusal
+            return
+        if keep == 0 and self.other_model:
+            self.model = self.other_model.copy()
+        self.undecided, self.resolved = False, True
 
     def _untaint(self) -> None:
         """An old copy that was brought up to date is one no more."""
@@ -408,6 +455,8 @@ class World:
             now_us=self.now_us,
             chunks=self.chunks,
             at_rest=self.at_rest,
+            settled=set(self.settled),
+            resolved=self.resolved,
             marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
         )
 

@@ -31,8 +31,11 @@ class Quorum:
     @property
     def lost(self) -> bool:
         """Whether fewer legs are in sync than writes need."""
-        keeper = self._volume.keeper
-        return len(keeper.in_sync) < keeper.record.quorum
+        return self._count() < self._volume.keeper.record.quorum
+
+    def _count(self) -> int:
+        """Return how many legs count; one that is being recovered cannot be read, so it does not."""
+        return len(self._volume.keeper.in_sync)
 
     def look(self) -> None:
         """Say what changed, and let those who wait look again."""
@@ -40,8 +43,7 @@ class Quorum:
         changed.set()
         if self.lost is not self._told:
             self._told = self.lost
-            keeper = self._volume.keeper
-            have = f'{len(keeper.in_sync)} legs in sync, {keeper.record.quorum} wanted for writes'
+            have = f'{self._count()} legs in sync, {self._volume.keeper.record.quorum} wanted for writes'
             self._volume.emit('QuorumLost' if self._told else 'QuorumRegained', self._volume.name, '', have)
 
     async def assure(self) -> None:
@@ -75,7 +77,7 @@ class Quorum:
 
     def _refuse(self) -> None:
         volume, record = self._volume, self._volume.keeper.record
-        have = f'{volume.name} has {len(volume.keeper.in_sync)} legs in sync, writes need {record.quorum}'
+        have = f'{volume.name} has {self._count()} legs in sync, writes need {record.quorum}'
         if volume.broken:
             raise OSError(errno.EIO, volume.broken)
         if record.quorum_policy is WriterPolicy.ERROR:
