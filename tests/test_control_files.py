@@ -68,7 +68,7 @@ LATER = pytest.mark.xfail(reason='comes with a later version', strict=True)
 POOL_FILES = ['mdstat', 'status.json', 'events', 'create', 'destroy', pytest.param('metrics', marks=LATER)]
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
-    *('sync_action', 'sync_completed', 'sync_speed'),
+    *('sync_action', 'sync_completed', 'sync_speed', 'quorum', 'quorum_policy', 'resolve'),
     *(
         pytest.param(name, marks=LATER)
         for name in (
@@ -123,6 +123,9 @@ def test_values_are_printed_in_the_form_of_md(volume: Volume) -> None:
         'sync_action': 'idle',
         'sync_completed': 'none',
         'sync_speed': 'none',
+        'quorum': '1',
+        'quorum_policy': 'error',
+        'resolve': 'none',
         'bitmap/metadata': 'internal',
         'bitmap/location': 'internal',
         'bitmap/chunksize': str(MIB),

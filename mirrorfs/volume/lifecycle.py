@@ -181,7 +181,8 @@ async def start(
     )
     # A leg that is away may hold a newer log, of a commit that a crash cut short: it must not come back as an
     # equal after what is here has been read.
-    store_first = doubtful or differ or force or bool(keep) or record_at_once or (active and bool(absent))
+    decided = force or bool(keep) or record_at_once
+    store_first = doubtful or differ or decided or (active and bool(absent))
     return Started(volume, plan, Rebuilder(volume), Clearer(volume), store_first)
 
 
