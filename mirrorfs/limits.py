@@ -75,6 +75,9 @@ BACKOFF_MIN, BACKOFF_MAX = 1.0, 16.0
 """How long background copying rests beside foreground I/O, in times that its last step took."""
 MISMATCHES_MAX = 1000
 """Places where legs differ that a volume remembers."""
+SCAN_DEPTH = 8
+SCAN_MAX = 100_000
+"""Folders below one another, and files in all, that a search for legs looks at."""
 
 EVENTS_KEPT = 1000
 CONTROL_WRITE_MAX = 64 << 10

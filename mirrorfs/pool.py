@@ -31,6 +31,7 @@ from mirrorfs.files import Files, OsFiles
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.leg.opening import lock_holder
 from mirrorfs.mirror.formatting import read_super
+from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import (
     NO_UUID,
     Generation,
@@ -264,6 +265,8 @@ class Entry:
     started: Started | None = None
     admin: Admin | None = None
     refusal: str = ''
+    split: SplitBrain | None = None
+    """The histories to choose from, where that is why it did not start."""
     opened: int = 0
     """Open handles of the image."""
     _scope: trio.CancelScope | None = None
@@ -331,33 +334,35 @@ class Pool:
                 clean = False
         return clean
 
-    async def _start(self, entry: Entry, force: bool = False) -> None:
-        """Find the legs, decide, run.  What goes wrong becomes the entry's refusal."""
+    async def _start(self, entry: Entry, force: bool = False, keep: str = '') -> Refused | OSError | None:
+        """Find the legs, decide, run.  What goes wrong becomes the entry's refusal, and is returned."""
         record = entry.record_at_rest
         assert record and self._nursery
         found: dict[int, Found] = {}
         try:
-            record, found = await self._find_legs(record)
+            record, found = await self.find_legs(record)
             entry.started = started = await start(
-                record, found, self.directory, self.events.emit, self.settings, force=force
+                record, found, self.directory, self.events.emit, self.settings, force=force, keep=keep
             )
         except (Refused, OSError) as error:
+            entry.split = error if isinstance(error, SplitBrain) else None
             await self._refuse(entry, str(error), [leg.leg for leg in found.values()])
-            return
+            return error
         for slot, leg in found.items():
             if slot not in started.volume.keeper.members and slot not in started.standby:
                 leg.leg.close()
         await started.rebuilder.scrub.load(self.directory)
         entry.admin = Admin(started, self._opener)
-        entry.refusal = ''
+        entry.refusal, entry.split = '', None
         self.on_start(entry)
         try:
             await self._nursery.start(self._run, entry)
         except (Refused, OSError) as error:
             await self._refuse(entry, str(error), [])
-            return
+            return error
         await self._welcome_back(entry)
         self._nursery.start_soon(self._tend, entry)
+        return None
 
     async def _tend(self, entry: Entry) -> None:
         """Look after a volume's legs while it runs; a defect in that costs no more than that."""
@@ -411,6 +416,7 @@ class Pool:
             log.critical('volume %s stopped by an unexpected error', entry.name, exc_info=True)
             entry.started.volume.broken = f'unexpected error: {error!r}'
             entry.started.volume.hot.withdraw(0, len(entry.started.volume.log) - 1)
+            entry.started.volume.quorum.look()
             self.events.emit('Critical', entry.name, '', f'unexpected error: {error!r}')
         finally:
             entry._ended.set()
@@ -442,7 +448,7 @@ class Pool:
             except (Refused, OSError) as error:
                 emit('StaleLeg', slot, str(error))
 
-    async def _find_legs(self, record: VolumeRecord) -> tuple[VolumeRecord, dict[int, Found]]:
+    async def find_legs(self, record: VolumeRecord) -> tuple[VolumeRecord, dict[int, Found]]:
         """Open the legs that the record names; match them to slots by the UUID that each bears."""
         by_slot: dict[int, Found] = {}
 
@@ -532,6 +538,23 @@ class Pool:
             self.entries[request.name] = entry = Entry(record, request.name)
             await self._start(entry)
             self.events.emit('NewArray', request.name)
+
+    async def resolve(self, name: str, keep: str) -> None:
+        """Start a split volume from the leg that `keep` names; what the other side has is given up.
+
+        The legs of that other side are not written to.  Raises Refused, OSError; then all is as it was.
+        """
+        async with self._turn:
+            self._refuse_if_stopping()
+            entry = self.find(name)
+            if entry.started or not entry.split:
+                raise Refused(errno.EINVAL, f'{name} is not split: {entry.refusal or "it runs"}')
+            before = entry.refusal, entry.split
+            error = await self._start(entry, keep=keep)
+            if error:
+                entry.refusal, entry.split = before
+                raise error
+            self.events.emit('Resolved', name, '', f'goes on from leg {keep}')
 
     async def destroy(self, name: str) -> None:
         """Stop a volume and forget its definition.  Its legs keep their content and their metadata."""

@@ -1,5 +1,6 @@
-"""Sizes and durations as people write and read them."""
+"""Sizes, durations and times as people write and read them."""
 
+import datetime
 import errno
 import re
 
@@ -41,3 +42,12 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f'{whole // 60}m{whole % 60:02d}s'
     return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
+
+
+def format_time(microseconds: int) -> str:
+    """Return a time in microseconds since 1970 UTC for people, in ISO 8601."""
+    try:
+        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        return f'{microseconds} us'
+    return moment.isoformat(timespec='seconds').replace('+00:00', 'Z')

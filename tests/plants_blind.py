@@ -269,7 +269,11 @@ BLIND: list[Plant] = [
         new='if {step.uuid for step in mine} & {step.uuid for step in other}:',
         checker='strangers',
         also=('operator', 'promise', 'never-stale'),
-        rebind=('mirrorfs.mirror.assembly:kinship', 'mirrorfs.volume.joining:kinship'),
+        rebind=(
+            'mirrorfs.mirror.assembly:kinship',
+            'mirrorfs.mirror.splitbrain:kinship',
+            'mirrorfs.volume.joining:kinship',
+        ),
         why='Leg 0 is used alone, then leg 1 alone with force: they grew apart.  The one left behind is '
         're-added without a word, and after a power cut during the forced start nothing is refused.  Needs '
         'histories with force.',
@@ -288,8 +292,8 @@ BLIND: list[Plant] = [
     Plant(
         name='read_before_the_absence_is_recorded',
         target='mirrorfs.volume.lifecycle:start',
-        old='doubtful or differ or force or (active and bool(absent))',
-        new='doubtful or force',
+        old='doubtful or differ or decided or (active and bool(absent))',
+        new='doubtful or decided',
         rebind=('mirrorfs.pool:start',),
         checker='stable-reads',
         also=('promise', 'never-stale'),
@@ -660,7 +664,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='leg_of_just_the_right_size_refused',
-        target='mirrorfs.pool:Pool._find_legs',
+        target='mirrorfs.pool:Pool.find_legs',
         old='if leg.size < sup.needed_size:',
         new='if leg.size <= sup.needed_size:',
         checker='operator',

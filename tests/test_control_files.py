@@ -68,7 +68,7 @@ LATER = pytest.mark.xfail(reason='comes with a later version', strict=True)
 POOL_FILES = ['mdstat', 'status.json', 'events', 'create', 'destroy', pytest.param('metrics', marks=LATER)]
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
-    *('replace', 'spare_delay', 're_add_policy'),
+    *('replace', 'spare_delay', 're_add_policy', 'quorum', 'quorum_policy', 'resolve'),
     *('sync_action', 'sync_completed', 'sync_speed', 'max_read_errors'),
     *'sync_speed_min sync_speed_max sync_mode sync_min sync_max last_sync_action'.split(),
     *('mismatch_cnt', 'mismatches'),
@@ -128,6 +128,9 @@ def test_values_are_printed_in_the_form_of_md(volume: Volume) -> None:
         'sync_max': 'max',
         'last_sync_action': 'idle',
         'mismatch_cnt': '0',
+        'quorum': '1',
+        'quorum_policy': 'error',
+        'resolve': 'none',
         'bitmap/metadata': 'internal',
         'bitmap/location': 'internal',
         'bitmap/chunksize': str(MIB),

@@ -7,12 +7,15 @@ import pytest
 from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
+from plants_pool import FOUND_POOL, POOL
 from plants_reads import FOUND_READS, READS
 from plants_scrub import HUNTS as SCRUB_HUNTS
 from plants_scrub import SCRUB
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
+
+HUNTS = FOUND | FOUND_POOL
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +26,8 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS]
-HUNTS = {**FOUND, **FOUND_READS}
+ALL = [*BLIND, *READS, *POOL]
+HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)

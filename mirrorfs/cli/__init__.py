@@ -5,7 +5,7 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import create, examine, legs, mount, scrub, settings, status
+from mirrorfs.cli import assemble, create, examine, legs, mount, scrub, settings, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -44,6 +44,8 @@ for command in (
     scrub.repair,
     settings.set_,
     examine.examine,
+    assemble.assemble,
+    assemble.resolve,
 ):
     cli.add_command(command)
 

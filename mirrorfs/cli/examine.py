@@ -1,6 +1,5 @@
 """examine: what a leg says of itself.  Opens legs read-only, whatever state their volume is in."""
 
-import datetime
 import json
 import os
 from typing import Any
@@ -13,7 +12,7 @@ from mirrorfs.intent.states import DIRTY, WORDS
 from mirrorfs.leg.opening import read_super
 from mirrorfs.metadata import badlist, wibm
 from mirrorfs.model import LegState
-from mirrorfs.units import format_size
+from mirrorfs.units import format_size, format_time
 
 
 @click.command()
@@ -71,8 +70,8 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
         'active': record.active,
         'bitmap': 'internal' if record.logged else 'none',
         'time_base': record.time_base_ms / 1000,
-        'created': _time(record.created_us),
-        'updated': _time(record.updated_us),
+        'created': format_time(record.created_us),
+        'updated': format_time(record.updated_us),
         'data_offset': sup.layout.data_offset,
         'leg_size': os.lseek(fd, 0, os.SEEK_END),
         'needed_size': sup.needed_size,
@@ -80,7 +79,7 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
         'log': {'pages': pages, 'damaged_pages': image.damaged, 'serial': int(image.serials.max())},
         'bad_blocks': _bad_blocks(fd, sup),
         'lineage': [
-            {'uuid': str(step.uuid), 'time': _time(step.time_us), 'events': step.events}
+            {'uuid': str(step.uuid), 'time': format_time(step.time_us), 'events': step.events}
             for step in record.lineage
         ],
         'slots': {
@@ -118,14 +117,6 @@ def _bad_words(ranges: list[list[int]] | None) -> str:
 def _counts(image: wibm.LogImage) -> dict[str, int]:
     """Return how many chunks have each flag."""
     return {word: int((image.states & flag != 0).sum()) for flag, word in WORDS.items()}
-
-
-def _time(microseconds: int) -> str:
-    try:
-        moment = datetime.datetime.fromtimestamp(microseconds / 1e6, datetime.UTC)
-    except (ValueError, OverflowError, OSError):
-        return f'{microseconds} us'
-    return moment.isoformat(timespec='seconds')
 
 
 def _page(facts: dict[str, Any]) -> list[str]:

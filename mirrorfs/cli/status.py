@@ -76,6 +76,9 @@ def _lines(volume: dict[str, Any], pool: str) -> list[str]:
         lines.append(f'action: {action}')
     if 'size' in volume:
         lines.append(f'  size: {format_size(volume["size"])}, chunks of {format_size(volume["chunk_size"])}')
+    if volume.get('quorum', 1) > 1:
+        lost = ', lost' if volume.get('quorum_lost') else ''
+        lines.append(f'quorum: {volume["quorum"]} legs, else {volume["quorum_policy"]}{lost}')
     if 'chunks' in volume:
         lines.append(f'chunks: {_chunks(volume["chunks"])}')
     if volume.get('mismatches'):

@@ -19,7 +19,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WOR
 from mirrorfs.mirror.badblocks import only_there
 from mirrorfs.mirror.behind import Backlog
 from mirrorfs.mirror.comparing import MODES, UNIT_SECTORS, with_names
-from mirrorfs.model import LegState, ReturnPolicy, Slot
+from mirrorfs.model import LegState, ReturnPolicy, Slot, WriterPolicy
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.units import parse_size
 from mirrorfs.volume.admin import FLAGS
@@ -357,6 +357,18 @@ async def _re_add(place: Place, words: list[str]) -> None:
     await place.volume.require()[1].re_add(_one(words, 'LEG or missing'))
 
 
+async def _resolve(place: Place, words: list[str]) -> None:
+    if len(words) != 2 or words[0] != 'keep':
+        raise Refused(errno.EINVAL, f'{" ".join(words)!r}; wanted is: keep LEG')
+    await place.pool.resolve(place.volume.name, words[1])
+
+
+def _sides(place: Place) -> str:
+    """The histories to choose from, a line each."""
+    split = place.volume.split
+    return ''.join(f'{line}\n' for line in split.lines()) if split else 'none\n'
+
+
 async def _set_size(place: Place, words: list[str]) -> None:
     started, _ = place.volume.require()
     await started.volume.grow(parse_size(_one(words, 'SIZE')))
@@ -451,6 +463,20 @@ async def _list_bad(place: Place, words: list[str]) -> None:
     await place.volume.require()[1].list_bad(place.slot, sector, count)
 
 
+async def _set_quorum(place: Place, words: list[str]) -> None:
+    word = _one(words, 'the least number of legs in sync for writes')
+    if not (word.isascii() and word.isdigit()):
+        raise Refused(errno.EINVAL, f'{word!r} is not a number of legs')
+    await place.volume.require()[0].volume.quorum.change(quorum=int(word[:9]))
+
+
+async def _set_quorum_policy(place: Place, words: list[str]) -> None:
+    word = _one(words, 'error, readonly or wait').upper()
+    if word not in WriterPolicy.__members__:
+        raise Refused(errno.EINVAL, f'{word.lower()!r} is not one of error, readonly, wait')
+    await place.volume.require()[0].volume.quorum.change(quorum_policy=WriterPolicy[word])
+
+
 async def _can_clear(place: Place, words: list[str]) -> None:
     word = _one(words, 'true or false')
     if word not in ('true', 'false'):
@@ -478,12 +504,17 @@ VOLUME_FILES: dict[str, ControlFile] = {
     're_add_policy': ControlFile(
         _recorded(lambda e: e.record and e.record.return_policy.name.lower()), _set_return_policy
     ),
+    'resolve': ControlFile(_sides, _resolve),
     'array_state': ControlFile(lambda place: f'{mdstat.array_state(place.volume)}\n'),
     'degraded': ControlFile(_recorded(lambda e: mdstat.volume_status(e)['degraded'])),
     'raid_disks': ControlFile(_recorded(lambda e: e.record and e.record.raid_disks), _set_raid_disks),
     'size': ControlFile(_recorded(lambda e: e.record and e.record.size), _set_size),
     'uuid': ControlFile(_recorded(lambda e: e.record and e.record.uuid)),
     'events': ControlFile(_recorded(lambda e: e.record and e.record.events)),
+    'quorum': ControlFile(_recorded(lambda e: e.record and e.record.quorum), _set_quorum),
+    'quorum_policy': ControlFile(
+        _recorded(lambda e: e.record and e.record.quorum_policy.name.lower()), _set_quorum_policy
+    ),
     'sync_action': ControlFile(_running(lambda e: _rebuilder(e).action), _sync_action),
     'sync_completed': ControlFile(_running(_sync_completed)),
     'sync_speed': ControlFile(_running(_sync_speed)),

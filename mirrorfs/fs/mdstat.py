@@ -11,7 +11,7 @@ import mirrorfs
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata.wibm import pages_for
 from mirrorfs.mirror.comparing import UNIT_SECTORS, Mismatch, with_names
-from mirrorfs.model import LegState, Slot, VolumeRecord
+from mirrorfs.model import LegState, Slot, VolumeRecord, WriterPolicy
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.volume.passes import Progress
 
@@ -117,6 +117,8 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'events': record.events,
         'bitmap': 'internal' if record.logged else 'none',
         'max_read_errors': record.max_read_errors,
+        'quorum': record.quorum,
+        'quorum_policy': record.quorum_policy.name.lower(),
         'legs': [],
     }
     if entry.started:
@@ -135,6 +137,8 @@ def _running(entry: Entry) -> dict[str, Any]:
         'state': array_state(entry),
         'broken': volume.broken,
         'degraded': volume.record.raid_disks - len(volume.keeper.counting),
+        'quorum_lost': volume.quorum.lost,
+        'writes_waiting': volume.quorum.waiting,
         'chunks': {
             'total': len(log),
             'dirty': log.count(DIRTY),
@@ -243,4 +247,8 @@ def array_state(entry: Entry) -> str:
     volume = entry.started.volume
     if volume.broken:
         return 'broken'
+    if volume.quorum.lost and volume.record.quorum_policy is WriterPolicy.READONLY:
+        return 'readonly'
+    if volume.quorum.waiting:
+        return 'write-pending'
     return 'active' if volume.record.active else 'clean'

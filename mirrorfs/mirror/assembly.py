@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mirrorfs.errors import Refused
-from mirrorfs.mirror import membership
+from mirrorfs.mirror import membership, splitbrain
 from mirrorfs.mirror.membership import Kinship, can_catch_up, has_all, kinship, new_generation
-from mirrorfs.model import LegState, Slot, VolumeRecord
+from mirrorfs.model import LegState, VolumeRecord
 
 _OVERWRITE = 'to overwrite it, remove it and add it with --force'
 
@@ -43,17 +43,19 @@ def assemble(
     now_us: int = 0,
     force: bool = False,
     new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
+    keep: int | None = None,
 ) -> Plan:
     """Decide.  `legs` maps slot numbers to what the leg with that slot's UUID says of the volume.
 
-    Raises Refused(EIO) where only stale legs or legs that grew apart are at hand; the text names both sides
-    and the way out.  `force` starts from the best leg there is, as a new generation.
+    Raises Refused(EIO) where only stale legs are at hand, SplitBrain where they grew apart; the text names
+    both sides and the way out.  `force` starts from the best leg there is, as a new generation.  `keep`, a
+    slot, settles a split brain: the volume goes on from that leg, and what the other side has is given up.
     """
-    for number, leg in sorted(legs.items()):
-        conflict = kinship(leg.lineage, pool.lineage) is Kinship.CONFLICT
-        idle = pool.slots[number].state is LegState.STANDBY  # is not told of generations
-        if conflict and not (force or idle or _is_given_up(pool.slots[number])):
-            raise Refused(errno.EIO, _conflict(pool, number, leg))
+    split = splitbrain.find(pool, legs)
+    if keep is not None:
+        return _kept(pool, legs, keep, split, now_us, new_uuid())
+    if split and not force:
+        raise split
     kin = {n: leg for n, leg in legs.items() if kinship(leg.lineage, pool.lineage) is not Kinship.CONFLICT}
     current = {
         number: leg
@@ -68,8 +70,9 @@ def assemble(
             raise Refused(errno.EIO, _stale(pool, legs))
         return _forced(pool, legs, now_us, new_uuid())
     truth = _with_pool_facts(_without_laggards(truth), pool)
-    for number in legs.keys() - kin.keys():
-        truth = _given_up(truth, number)
+    for number, leg in legs.items():
+        if number not in kin or kinship(leg.lineage, truth.lineage) is Kinship.CONFLICT:
+            truth = _given_up(truth, number)
     return _plan(truth, pool, legs)
 
 
@@ -82,8 +85,10 @@ def _plan(truth: VolumeRecord, pool: VolumeRecord, legs: Mapping[int, VolumeReco
                 members.append(number)
             else:
                 absent.append(number)
-                if leg:
+                if leg and leg.events < pool.events:
                     stale[number] = f'is an old copy (events {leg.events}, the volume has {truth.events})'
+                elif leg:
+                    stale[number] = f'has a history of its own ({_history(leg)}); {_OVERWRITE}'
         elif slot.state.is_stale and leg:
             if kinship(leg.lineage, truth.lineage) is Kinship.CONFLICT:
                 stale[number] = f'was changed apart ({_history(leg)}); {_OVERWRITE}'
@@ -104,29 +109,64 @@ def _without_laggards(truth: VolumeRecord) -> VolumeRecord:
 
 
 def _counts(leg: VolumeRecord, truth: VolumeRecord, pool: VolumeRecord) -> bool:
-    return leg.events >= pool.events and kinship(leg.lineage, truth.lineage) is not Kinship.CONFLICT
+    kin = kinship(leg.lineage, truth.lineage)  # a descendant has what the truth lacks: a spare may be one
+    return leg.events >= pool.events and kin in (Kinship.SAME, Kinship.ANCESTOR)
+
+
+def _kept(
+    pool: VolumeRecord,
+    legs: Mapping[int, VolumeRecord],
+    keep: int,
+    split: splitbrain.SplitBrain | None,
+    now_us: int,
+    generation: uuid.UUID,
+) -> Plan:
+    if split is None:
+        hint = 'there is no split brain to resolve; fail, remove or re-add legs, or mount with -o force=NAME'
+        raise Refused(errno.EINVAL, f'{pool.name}: {hint}')
+    side = next((side for side in split.sides if keep in side.legs), None)
+    if side is None:
+        have = ', '.join(str(pool.place(n)) for side in split.sides for n in side.legs)
+        why = 'is not at hand' if keep not in legs else 'has no history of its own'
+        message = f'{pool.name}: slot {pool.place(keep)} {why}; what can be kept: slot {have}'
+        raise Refused(errno.EINVAL, message)
+    alike = [n for n in side.legs if legs[n].events == legs[keep].events]
+    together = [n for n in alike if legs[keep].slots[n].state is LegState.IN_SYNC]
+    return _from(pool, legs, keep, tuple(together), now_us, generation)
 
 
 def _forced(pool: VolumeRecord, legs: Mapping[int, VolumeRecord], now_us: int, generation: uuid.UUID) -> Plan:
     if not legs:
         raise Refused(errno.EIO, f'{pool.name}: no leg is at hand, so there is nothing to force')
     best = max(legs, key=lambda n: (legs[n].slots[n].state is LegState.IN_SYNC, legs[n].events, -n))
+    return _from(pool, legs, best, (best,), now_us, generation)
+
+
+def _from(
+    pool: VolumeRecord,
+    legs: Mapping[int, VolumeRecord],
+    best: int,
+    members: tuple[int, ...],
+    now_us: int,
+    generation: uuid.UUID,
+) -> Plan:
+    """Start from what one leg says, with `members`, as a new generation above all that is known."""
     record = membership.caught_up(_with_pool_facts(legs[best], pool))
-    record = record.but(events=max(record.events, pool.events) + 1)
+    record = record.but(events=max(pool.events, *(leg.events for leg in legs.values())) + 1)
     record = new_generation(record, generation, now_us)
     for number, slot in enumerate(record.slots):
-        if number == best:
+        if number in members:
             record = record.with_slot(number, slot.but(state=LegState.IN_SYNC, full=False, mark=0))
         elif slot.state is not LegState.VACANT:
             record = _given_up(record, number)
-    stale = {number: _left_behind(record, leg) for number, leg in legs.items() if number != best}
-    return Plan(record, (best,), (), (), stale, forced=True)
+    stale = {number: _left_behind(record, leg) for number, leg in legs.items() if number not in members}
+    return Plan(record, members, (), (), stale, forced=True)
 
 
 def _left_behind(record: VolumeRecord, leg: VolumeRecord) -> str:
     if kinship(leg.lineage, record.lineage) is Kinship.CONFLICT:
-        return f'was left behind by --force, with {_history(leg)} of its own; {_OVERWRITE}'
-    return 'was left behind by --force; re-add it to overwrite it'
+        return f'was left behind, with {_history(leg)} of its own; {_OVERWRITE}'
+    return 'was left behind; re-add it to overwrite it'
 
 
 def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:
@@ -134,11 +174,6 @@ def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:
     slot = record.slots[number]
     state = slot.state if slot.state is LegState.REMOVED else LegState.FAULTY
     return record.with_slot(number, slot.but(state=state, tracked_since=0, full=True, mark=0))
-
-
-def _is_given_up(slot: Slot) -> bool:
-    stays_away = slot.state in (LegState.FAULTY, LegState.REMOVED)
-    return stays_away and slot.full and not slot.tracked_since
 
 
 def _with_pool_facts(truth: VolumeRecord, pool: VolumeRecord) -> VolumeRecord:
@@ -166,12 +201,4 @@ def _stale(pool: VolumeRecord, legs: Mapping[int, VolumeRecord]) -> str:
         f'{pool.name}: no up-to-date leg is at hand. The pool has {_history(pool)}, in sync on {wanted}; '
         f'found: {found or "no leg"}. Bring an up-to-date leg back, or mount with -o force={pool.name} to '
         'go on from what is here and lose what was written since'
-    )
-
-
-def _conflict(pool: VolumeRecord, number: int, leg: VolumeRecord) -> str:
-    return (
-        f'{pool.name}: {_name(pool, number)} was changed apart from this pool: it has {_history(leg)}, '
-        f'the pool has {_history(pool)}. Take that leg away to go on with the others, or '
-        f'mount with -o force={pool.name} to keep the newest leg and give up what the others have'
     )

@@ -6,6 +6,7 @@ counts at the moment.  `mirrorfs.sim.violation.CHECKERS` names them.
 """
 
 import functools
+import itertools
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata import badlist, wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.membership import Kinship, kinship
-from mirrorfs.model import LegState
+from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.sim.crashleg import Call, CrashDisk, Medium
 from mirrorfs.sim.model import BLOCK, Write, tags
 from mirrorfs.sim.violation import Violation
@@ -54,6 +55,8 @@ class Checkers:
         world = self._world
         if call.kind == 'write' and call.disk in world.foreign:
             raise Violation('strangers', f'a write to {call.disk}, which is not of this volume')
+        if call.kind == 'write' and call.disk in world.settled:
+            raise Violation('strangers', f'a write to {call.disk}, which grew apart and was given up')
         if not world.started or not hasattr(world.volume, 'keeper'):
             return
         self._alarm()
@@ -212,6 +215,37 @@ class Checkers:
                     text = f'{name} counts but lacks block {block}: {seen}, not {newer}'
                     raise Violation(checker, text)
 
+    def quorum(self, write: Write, wanted: int) -> None:
+        """An acknowledged write or discard is on `wanted` legs that count, and durably so."""
+        world = self._world
+        if wanted < 2:
+            return
+        self.made['quorum'] += 1
+        if not self.late:
+            counted = {
+                'now': len(world.volume.keeper.in_sync),
+                'for the pool': sum(1 for _ in world.pool.where(LegState.IN_SYNC)),
+            }
+            for where, count in counted.items():
+                if count < wanted:
+                    raise Violation('quorum', f'acknowledged with {count} legs in sync {where}, not {wanted}')
+        elif write.tag:
+            holders = sum(self._holds(disk, write) for disk in world.disks.values())
+            if holders < wanted:
+                raise Violation('quorum', f'acknowledged, and {holders} disks have it, not {wanted}')
+
+    def _holds(self, disk: CrashDisk, write: Write) -> bool:
+        """Whether a disk has a write, or newer ones."""
+        for block in write.blocks:
+            at = self.layout.data_offset + block * BLOCK
+            newer = {w.tag for w in self._world.model.writes[block] if w.acked >= write.began}
+            try:
+                if not set(tags(disk.visible.read(at, BLOCK))) <= newer:
+                    return False
+            except AssertionError:  # garbage
+                return False
+        return True
+
     def flushed(self, blocks: range | None = None) -> None:
         """Invariant 10: what a returned flush, or write of `blocks`, covers is durable on all that count."""
         self.made['fsync-durable'] += 1
@@ -280,14 +314,16 @@ class Checkers:
         """A volume is refused only where no current leg is at hand, or lineages conflict."""
         world = self._world
         self.made['operator'] += 1
-        for name, disk in world.disks.items():
-            if world.slot_of(disk) is None or name in world.away | world.tainted | world.unreadable:
-                continue
-            # After a kill the daemon sees what is still volatile, too.
-            for medium, pool in ((disk.durable, world.pool), (disk.visible, world.pool_seen)):
-                sup = newest_on(medium)
-                if sup and kinship(sup.record.lineage, pool.lineage) is Kinship.CONFLICT:
-                    return
+        there = [
+            disk
+            for name, disk in world.disks.items()
+            if world.slot_of(disk) is not None and name not in world.away | world.tainted | world.unreadable
+        ]
+        # After a kill the daemon sees what is still volatile, too.
+        for durable, pool in ((True, world.pool), (False, world.pool_seen)):
+            sups = [newest_on(disk.durable if durable else disk.visible) for disk in there]
+            if apart(pool, [sup for sup in sups if sup]):
+                return
         good = [name for name in sorted(world.disks.keys() - world.away) if self.is_current(name)]
         if good:
             raise Violation('operator', f'refused, though {", ".join(good)} is current: {why}')
@@ -313,7 +349,7 @@ class Checkers:
         world = self._world
         self.made['strangers'] += 1
         for name in world.volume_disks():
-            if name in world.foreign or name in world.tainted:
+            if name in world.foreign | world.tainted | world.settled:
                 raise Violation('strangers', f'{name} is not of this volume, or an old copy, and takes part')
         for name in world.apart - world.away:
             raise Violation('operator', f'started, though {name} was changed apart')
@@ -395,6 +431,13 @@ class Checkers:
         page = disk.durable.page(self._log_pages[copy])
         pages = (page, b'') if copy == 0 else (b'', page)
         return int(decode_log(self._world.uuid, self._world.chunks, *pages).serials[0])
+
+
+def apart(pool: VolumeRecord, sups: Sequence[wibm.LegSuper]) -> bool:
+    """Whether two of these, the pool or legs that call themselves in sync, have histories that conflict."""
+    mine = [sup.record.lineage for sup in sups if sup.record.slots[sup.slot].state is LegState.IN_SYNC]
+    pairs = itertools.combinations([pool.lineage, *mine], 2)
+    return any(kinship(one, other) is Kinship.CONFLICT for one, other in pairs)
 
 
 SUPER_PAGES = [offset // wibm.PAGE for offset in wibm.SUPER_OFFSETS]

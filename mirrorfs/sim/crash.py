@@ -66,6 +66,8 @@ class Frozen:
     at_rest: bool
     """Whether all was stopped cleanly before."""
     rotted: set[int]
+    settled: set[str]
+    resolved: bool
     marks: tuple[set[str], set[str], set[str], set[str]]
     _digests: dict[str, int] = field(default_factory=dict)
     _promises: dict[bool, list[frozenset[int]]] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class Frozen:
         after.model = self.model.copy()
         after.tainted, after.foreign, after.apart, after.unreadable = (set(mark) for mark in self.marks)
         after.rotten, after.rotted = set(before.rotten), set(self.rotted)
+        after.rotten, after.settled, after.resolved = set(before.rotten), set(self.settled), self.resolved
         after.saved = before.saved
         after.acknowledged, after.written_apart = before.acknowledged, before.written_apart
         after.hosts_apart, after.other_model = before.hosts_apart, before.other_model

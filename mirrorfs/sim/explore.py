@@ -92,10 +92,12 @@ def play(world: World, session: Session) -> None:
 
 async def _play(world: World, session: Session) -> None:
     force, world.force = world.force, False
+    world.undecided = rebuilt = world.rebuilt is not None
     try:
         async with world.running(force=force):
-            if force and world.started and world.started.plan.forced:
+            if rebuilt or (force and world.started and world.started.plan.forced):
                 resting.given_up(world)
+            world.rebuilt, world.undecided = None, False
             for operation in session.operations:
                 await verbs.perform(world, operation)
             if session.end == STOP:

@@ -149,10 +149,12 @@ class Composer:
         """Two hosts go on with one leg each, and meet again."""
         writes = tuple(self._writing() for _ in range(2))
         back = self.rng.choice(((), (('away', 0),)))
+        resolved = self.rng.choice(((), (('resolve', 0),), (('resolve', 1),)))
         return [
             Session(writes, (('save-pool',), ('away', 1))),
             Session((self._writing(), ('flush',)), (('old-pool',), ('away', 0))),
-            Session((self._writing(),), (('meet', 0), *back)),
+            Session((self._writing(), ('flush',)), (('meet', 0), *back, *resolved)),
+            *(Session((self._writing(),)) for _ in resolved),
         ]
 
     # Between runs
@@ -169,6 +171,8 @@ class Composer:
             return (name, disk, page)
         if name == 'litter':
             return (name, self.disks)
+        if name == 'assemble':
+            return (name, 'force') if rng.random() < 0.4 else (name,)
         return (name,) if name == 'force' else (name, disk)
 
     # While it runs
@@ -228,6 +232,8 @@ class Composer:
             case 'grow':
                 self.chunks = min(self.chunks + rng.randrange(1, 3), 6)
                 return (name, self.chunks)
+            case 'quorum':
+                return (name, rng.choice((1, 2, 2, 3)), rng.choice(('error', 'readonly', 'wait')))
             case 'sleep':
                 return (name, rng.choice((0.1, 1.0, 6.0, 12.0)))
             case 'hang' | 'release' | 'vanish' | 'appear':
@@ -295,6 +301,7 @@ _RESTING = {
     'shrink': 1,
     'corrupt': 4,
     'force': 1,
+    'assemble': 4,
     'litter': 2,
     'lengthen': 1,
 }
@@ -317,6 +324,7 @@ _RUNNING = {
     'raid-disks': 1,
     'backlog': 2,
     'grow': 2,
+    'quorum': 2,
     'sweep': 5,
     'sleep': 4,
     'quiet': 4,

@@ -17,9 +17,8 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import Plan, assemble
-from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, Slot, VolumeRecord
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, SUPER_PAGES, Said, bad_pages, read_metadata
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, SUPER_PAGES, Said, apart, bad_pages, read_metadata
 from mirrorfs.sim.crash import Frozen, Left
 from mirrorfs.sim.crashleg import Medium
 from mirrorfs.sim.model import BLOCK, tags
@@ -97,8 +96,7 @@ def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> li
     try:
         plan = assemble(pool, {n: leg.record for n, leg in legs.items()}, 0, False, lambda: _GENERATION)
     except Refused as refusal:
-        kin = (kinship(leg.record.lineage, pool.lineage) for leg in legs.values())
-        if Kinship.CONFLICT not in kin:  # nothing was taken away
+        if not apart(pool, [leg.said.sup for leg in legs.values()]):  # nothing was taken away
             raise Violation('operator', f'would be refused: {refusal}') from None
         return []
     record = plan.record

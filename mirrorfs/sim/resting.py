@@ -3,13 +3,17 @@
 An operation is a tuple: a name from `RESTING`, then its arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from mirrorfs.errors import Refused
 from mirrorfs.intent.states import UNWRITTEN
 from mirrorfs.limits import SECTOR
 from mirrorfs.metadata import wibm
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, best_super, decode_super, is_list
+from mirrorfs.mirror.rebuilding import Claim, rebuild
+from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.pool import PoolDirectory
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, apart, best_super, decode_super, is_list, newest_on
 from mirrorfs.sim.crashleg import CrashDisk, keep_all
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.violation import Violation
@@ -49,7 +53,14 @@ def _away(world: World, *numbers: int) -> None:
 def _swap(world: World, one: int, other: int) -> None:
     """Two disks change places: each is found at the other's path."""
     first, second = f'd{one}', f'd{other}'
-    for marks in (world.tainted, world.foreign, world.apart, world.unreadable, world.rotten):
+    for marks in (
+        world.tainted,
+        world.foreign,
+        world.apart,
+        world.settled,
+        world.unreadable,
+        world.rotten,
+    ):
         found = {first, second} & marks
         if len(found) == 1:
             marks.symmetric_difference_update({first, second})
@@ -144,6 +155,51 @@ def _force(world: World) -> None:
     world.force = True
 
 
+def _resolve(world: World, number: int) -> None:
+    """The admin keeps a disk, if the next start finds that legs grew apart."""
+    world.keep = number
+
+
+def _assemble(world: World, force: str = '') -> None:
+    """The pool's definition is lost, and made anew from the disks at hand.
+
+    Where that is refused the old one turns up again.  Without the pool nobody can tell an old copy of a disk.
+    """
+    if world.tainted | world.foreign | world.unreadable | world.apart | world.rotten:
+        return
+    lost = world.pool_seen
+    at_hand = sorted(world.disks.keys() - world.away)
+    found = [(name, newest_on(world.disks[name].visible)) for name in at_hand]
+    sups = {name: sup for name, sup in found if sup and sup.record.uuid == lost.uuid}
+    claims = [Claim(f'/sim/{name}', sup.slot, sup.leg, sup.record) for name, sup in sups.items()]
+    world.checkers.made['operator'] += 1
+    try:
+        rebuilt = rebuild(claims, force=bool(force)) if claims else None
+    except Refused as refusal:
+        world.say(f'refused: {refusal}')
+        if force and not apart(lost, list(sups.values())):
+            raise Violation('operator', f'not assembled by force: {refusal}') from refusal
+        if _all_agree(world, lost, sups):
+            raise Violation('operator', f'not assembled, though all legs are at hand: {refusal}') from refusal
+        return
+    if rebuilt is None:
+        return
+    arrive, world.files.arrive = world.files.arrive, lambda kind, length: None
+    PoolDirectory('/pool', world.files).save_now(rebuilt.record)
+    world.files.arrive = arrive
+    world.rebuilt = rebuilt if rebuilt.given_up else None
+
+
+def _all_agree(world: World, lost: VolumeRecord, sups: Mapping[str, wibm.LegSuper]) -> bool:
+    """Whether every leg that the definition knew is at hand, and those in sync are equally new."""
+    here = {sup.leg: sup.record for sup in sups.values()}
+    members = list(lost.where(LegState.IN_SYNC, LegState.SPARE))
+    if apart(lost, list(sups.values())) or any(lost.slots[n].leg not in here for n in members):
+        return False
+    newest = max((record.events for record in here.values()), default=0)
+    return all(here[lost.slots[n].leg].events == newest for n in members)
+
+
 def _save_pool(world: World) -> None:
     """Another host has a copy of the pool, and of what it was promised."""
     world.saved_pool = world.files.copy(), world.model.copy(), world.acknowledged
@@ -198,6 +254,8 @@ RESTING: dict[str, Callable[..., None]] = {
     'litter': _litter,
     'lengthen': _lengthen,
     'force': _force,
+    'assemble': _assemble,
+    'resolve': _resolve,
     'save-pool': _save_pool,
     'old-pool': _old_pool,
     'meet': _meet,

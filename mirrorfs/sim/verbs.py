@@ -5,7 +5,8 @@ are numbers, chunks are of `CHUNK` bytes.
 """
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
@@ -13,7 +14,7 @@ import trio
 from mirrorfs.errors import Refused
 from mirrorfs.intent.states import NEEDS_RESYNC
 from mirrorfs.limits import SECTOR
-from mirrorfs.model import LegState
+from mirrorfs.model import LegState, WriterPolicy
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, leg_of
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.resting import RESTING, Operation
@@ -21,6 +22,8 @@ from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import World
 
 SECTORS = BLOCK // SECTOR
+QUORUM_PATIENCE = 30.0
+"""Virtual seconds that writes may wait for legs before somebody lowers the quorum."""
 QUIET_PATIENCE = 600.0
 """Virtual seconds within which resync and recovery end."""
 
@@ -39,8 +42,10 @@ async def perform(world: World, operation: Operation) -> None:
 async def _write(world: World, block: int, count: int = 1, *, durable: bool = False) -> None:
     write = world.model.begin(block, count)
     world.trace.append(f'tag {write.tag} for blocks {block}-{block + count - 1}')
+    wanted = world.volume.record.quorum
     try:
-        await world.port.write(block * BLOCK, world.model.data(write), durable=durable)
+        async with _patience(world):
+            await world.port.write(block * BLOCK, world.model.data(write), durable=durable)
     except OSError as error:
         world.model.fail(write)
         world.say(f'write: {error}')
@@ -49,6 +54,7 @@ async def _write(world: World, block: int, count: int = 1, *, durable: bool = Fa
     world.model.ack(write)
     world.acknowledged += 1
     world.checkers.everywhere(write)
+    world.checkers.quorum(write, min(wanted, world.volume.record.quorum))
     if durable:
         world.model.synced(write)
         world.checkers.flushed(write.blocks)
@@ -67,14 +73,17 @@ async def _burst(world: World, block: int, count: int, times: int) -> None:
 
 async def _discard(world: World, block: int, count: int) -> None:
     write = world.model.begin(block, count, zeros=True)
+    wanted = world.volume.record.quorum
     try:
-        await world.port.discard(block * BLOCK, count * BLOCK)
+        async with _patience(world):
+            await world.port.discard(block * BLOCK, count * BLOCK)
     except OSError as error:
         world.model.fail(write)
         world.say(f'discard: {error}')
         _expected(world, error)
         return
     world.model.ack(write)
+    world.checkers.quorum(write, min(wanted, world.volume.record.quorum))
 
 
 async def _flush(world: World) -> None:
@@ -104,12 +113,46 @@ async def _read(world: World, block: int, count: int = 1) -> None:
 
 
 def _expected(world: World, error: OSError) -> None:
-    """An error that reaches a caller must come from a planned fault."""
-    if not world.troubled:
+    """An error that reaches a caller must come from a planned fault, or from a quorum that was lost."""
+    refused = world.below and error.errno in (errno.EIO, errno.EROFS)
+    if not world.troubled and not refused:
         raise Violation('defect', f'an error without a fault: {error}')
 
 
+@asynccontextmanager
+async def _patience(world: World) -> AsyncGenerator[None, None]:
+    """Somebody who sees that writes wait for legs for too long lowers the quorum."""
+
+    async def watch() -> None:
+        while True:
+            await trio.sleep(QUORUM_PATIENCE)
+            await _quorum(world, 1, 'wait')
+
+    if world.volume.record.quorum < 2:
+        yield
+        return
+    error: OSError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        try:
+            yield
+        except OSError as failure:
+            error = failure
+        nursery.cancel_scope.cancel()
+    if error:
+        raise error
+
+
 # What an admin does
+
+
+async def _quorum(world: World, legs: int, policy: str) -> None:
+    """So many legs must be in sync for writes; else they fail or wait."""
+    try:
+        settings = {'quorum': legs, 'quorum_policy': WriterPolicy[policy.upper()]}
+        await world.volume.quorum.change(**settings)
+    except (Refused, OSError) as refusal:
+        world.say(f'refused: {refusal}')
 
 
 async def _fail(world: World, slot: int) -> None:
@@ -457,6 +500,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'raid-disks': _raid_disks,
     'backlog': _backlog,
     'grow': _grow,
+    'quorum': _quorum,
     'sweep': _sweep,
     'scrub': _scrub,
     'repair': _repair,

@@ -20,6 +20,7 @@ CHECKERS = {
     'scrub': 'a scrub finds no difference between legs that count but what has rotted, and then names it',
     'bounded': 'everything ends in bounded virtual time',
     'operator': 'a volume is refused where no current leg is at hand or lineages conflict, only then',
+    'quorum': 'a write is acknowledged when at least as many legs as the quorum count, and have it',
     'clean-stop': 'a clean stop leaves everything flushed, clean and at rest',
     'defect': 'no error that nobody planned',
 }

@@ -18,11 +18,13 @@ from typing import Protocol
 
 import trio
 
+from mirrorfs import atrest
 from mirrorfs import pool as pools
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
+from mirrorfs.mirror.rebuilding import Rebuilt
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of
 from mirrorfs.sim.crash import DEFINITION, Frozen, decode_definition
@@ -66,12 +68,15 @@ class SimEvents(EventLog):
 
     def emit(self, word: str, volume: str = '', device: str = '', text: str = '') -> None:
         self._world.say(' '.join(part for part in (word, device, text) if part))
+        if word == 'QuorumLost':
+            self._world.below = True
         if word == 'SpareActive':  # whatever it held has been overwritten
             name = device.rsplit('/', 1)[-1]
             for marks in (
                 self._world.tainted,
                 self._world.foreign,
                 self._world.apart,
+                self._world.settled,
                 self._world.unreadable,
             ):
                 marks.discard(name)
@@ -127,7 +132,17 @@ class World:
         """Chunks in which a medium changed without a word."""
         self.rotten: set[str] = set()
         """Disks whose log has rotted: older marks may be all that is left there."""
+        self.settled: set[str] = set()
+        """Disks of the side that somebody gave up: not written to."""
+        self.resolved = False
+        """Whether that is durable: the choice is not asked for again."""
         self.force = False
+        self.keep: int | None = None
+        """The disk that the admin keeps where the next start finds a split brain."""
+        self.rebuilt: Rebuilt | None = None
+        """A definition made by force that is to be settled before the next start."""
+        self.undecided = False
+        """Whether promises are being given up; a crash would leave open which hold."""
         self.saved: dict[str, CrashDisk] = {}
         self.saved_pool: tuple[SimFiles, Model, int] | None = None
         self.acknowledged = self.written_apart = 0
@@ -140,6 +155,8 @@ class World:
         self.other_model: Model | None = None
         self.troubled = False
         """Whether anything was planned to go wrong since the start."""
+        self.below = False
+        """Whether the quorum was lost at any time since the start."""
         self.remade = False
         """Whether this is the world after a crash or a stop."""
         self.steps = 0
@@ -231,7 +248,7 @@ class World:
         self.checkers.step(call)
         self.steps += 1
         self.trace.append(call)
-        if self.freeze_at(self.steps) and not self.hosts_apart:
+        if self.freeze_at(self.steps) and not (self.hosts_apart or self.undecided):
             self.frozen.append(self.freeze())
         if call.disk in self.gone:
             raise OSError(errno.ENODEV, f'{call.disk} is gone')
@@ -346,10 +363,13 @@ class World:
         self._nursery = nursery
         self.at_rest = False
         self.troubled = bool(self.plan) or any(disk.spoiled for disk in self.disks.values())
+        self.below = False
         before = {name: disk.writes for name, disk in self.disks.items()}
         self._untaint()
+        await self._settle()
         running = self._new_pool()
         await running.start(nursery, ['v'] if force else [])
+        await self._resolve()
         if 'v' not in running.entries:
             raise Violation('operator', 'the pool has lost the definition of the volume')
         entry = running.entries['v']
@@ -357,6 +377,8 @@ class World:
             self.started = None
             if not self.troubled:
                 self.checkers.refusal(entry.refusal)
+                if entry.split and self.resolved:
+                    raise Violation('operator', f'refused again after a choice was made: {entry.refusal}')
                 if before != {name: disk.writes for name, disk in self.disks.items()}:
                     raise Violation('strangers', 'a volume was refused, and its legs were written to')
             raise Refused(errno.EIO, entry.refusal)
@@ -366,6 +388,36 @@ class World:
         if self.lane:
             await self.attach_lane(nursery)
         return entry.started.volume
+
+    async def _settle(self) -> None:
+        """Start and stop the volume once, as `mirrorfs assemble --force` does."""
+        if self.rebuilt is None:
+            return
+        directory = pools.PoolDirectory(_POOL, self.files)
+        forced = self.rebuilt.forced
+        try:
+            await atrest.settle(directory, self.rebuilt.record, self, self.settings, force=forced)
+        except (Refused, OSError) as error:
+            self.say(f'not settled: {error}')
+
+    async def _resolve(self) -> None:
+        """Go on from the disk to be kept, where a split brain was found; what its host was promised holds."""
+        keep, self.keep = self.keep, None
+        if keep is None or 'v' not in self.running_pool.entries or not self.running_pool.entries['v'].split:
+            return
+        others = {name for name in self.disks if name != f'd{keep}'}
+        self.settled, self.apart = others & (self.apart | {'d1'}), set()
+        self.undecided = keep == 0  # the other host's promises
+        try:
+            await self.running_pool.resolve('v', f'/sim/d{keep}')
+        except (Refused, OSError) as refusal:
+            self.say(f'refused: {refusal}')
+            if not self.troubled:
+                raise Violation('operator', f'disk {keep} may not be kept: {refusal}') from refusal
+            return
+        if keep == 0 and self.other_model:
+            self.model = self.other_model.copy()
+        self.undecided, self.resolved = False, True
 
     def _untaint(self) -> None:
         """An old copy that was brought up to date is one no more."""
@@ -437,6 +489,8 @@ class World:
             chunks=self.chunks,
             at_rest=self.at_rest,
             rotted=set(self.rotted),
+            settled=set(self.settled),
+            resolved=self.resolved,
             marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
         )
 

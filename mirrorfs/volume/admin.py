@@ -13,7 +13,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import wibm
-from mirrorfs.mirror import membership
+from mirrorfs.mirror import membership, naming
 from mirrorfs.mirror.badblocks import BLOCK
 from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.formatting import format_leg
@@ -54,19 +54,7 @@ class Admin:
 
         Raises Refused(ENOENT).
         """
-        record, slots = self._record, self._record.slots
-        known = [n for n, slot in enumerate(slots) if slot.state is not LegState.VACANT]
-        if word.isascii() and word.isdigit() and (number := record.at_place(int(word))) in known:
-            assert number is not None
-            return number
-        for number in known:
-            if slots[number].path and os.path.abspath(word) == os.path.abspath(slots[number].path):
-                return number
-        alike = [n for n in known if len(word) >= 4 and str(slots[n].leg).startswith(word.lower())]
-        if len(alike) == 1:
-            return alike[0]
-        have = ', '.join(f'{record.place(n)} ({slots[n].path})' for n in sorted(known, key=record.place))
-        raise Refused(errno.ENOENT, f'{self._volume.name} has no leg {word!r}; it has {have}')
+        return naming.find_slot(self._volume.record, word)
 
     # Out
 

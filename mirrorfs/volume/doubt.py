@@ -72,3 +72,10 @@ def prepare(
         log.update_chunks(log.where(NEEDS_RESYNC), clear=NEEDS_RESYNC)
     log.update_chunks(log.where(NEEDS_RESYNC | UNWRITTEN), clear=NEEDS_RESYNC)
     return bool(len(dirty) or log.count(NEEDS_RESYNC))
+
+
+def written(image: wibm.LogImage) -> int:
+    """Return how many chunks a leg's log says were written, or discarded, while another was away, or late."""
+    states = image.states
+    late = ((states & np.uint8(DIRTY)) != 0) & ((states & np.uint8(UNWRITTEN)) == 0)
+    return int(np.count_nonzero(late | ((states & np.uint8(MODIFIED)) != 0)))

@@ -14,10 +14,11 @@ from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC
 from mirrorfs.leg.base import Leg
 from mirrorfs.metadata import wibm
-from mirrorfs.mirror import membership
+from mirrorfs.mirror import membership, naming
 from mirrorfs.mirror.assembly import Plan, assemble
 from mirrorfs.mirror.keeper import Keeper, RecordStore
 from mirrorfs.mirror.member import Member
+from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume import doubt
 from mirrorfs.volume.clearing import Clearer
@@ -100,6 +101,7 @@ class Started:
             await volume.keeper.settle()
         volume.gate.publish()
         volume.gate.offer_all()
+        volume.quorum.look()
 
     async def stop(self) -> None:
         """Flush, clear the log and say so on the legs.  `run` must still be running; cancel it after.
@@ -132,13 +134,22 @@ async def start(
     settings: Settings,
     *,
     force: bool = False,
+    keep: str = '',
+    record_at_once: bool = False,
 ) -> Started:
     """Decide from the pool's record and the legs at hand whether and how the volume starts.
+
+    `keep` names the leg from which a split volume goes on.  `record_at_once`: what is decided is durable
+    before the volume may be used, also where nothing is written.
 
     Raises Refused as `assemble` does, and where no in-sync leg's log can be read.  Nothing is written yet.
     """
     records = {slot: leg.sup.record for slot, leg in found.items()}
-    plan = assemble(pool_record, records, settings.clock(), force, settings.new_uuid)
+    kept = naming.find_slot(pool_record, keep) if keep else None
+    try:
+        plan = assemble(pool_record, records, settings.clock(), force, settings.new_uuid, kept)
+    except SplitBrain as split:
+        raise split.telling(await _written(found, settings.leg_timeout)) from None
     members: dict[int, Member] = {}
     images: dict[int, wibm.LogImage] = {}
     absent = list(plan.absent)
@@ -191,7 +202,26 @@ async def start(
     # equal after what is here has been read.
     rebuilder = Rebuilder(volume)
     rebuilder.pacer.enabled = settings.paced
-    store_first = doubtful or differ or force or (active and bool(absent))
+    decided = force or bool(keep) or record_at_once
+    store_first = doubtful or differ or decided or (active and bool(absent))
     idle = plan.record.where(LegState.STANDBY)
     standby = {n: Spare(found[n].leg, found[n].sup.layout) for n in idle if n in found}
     return Started(volume, plan, rebuilder, Clearer(volume), standby, store_first)
+
+
+async def _written(found: Mapping[int, Found], patience: float) -> dict[int, int]:
+    """Return how many chunks each leg's log says were written while others were away, by slot."""
+    written: dict[int, int] = {}
+
+    async def count(slot: int, leg: Found) -> None:
+        member = Member.from_super(leg.leg, leg.sup, leg.copy)
+        with trio.move_on_after(patience):
+            try:
+                written[slot] = doubt.written(await member.load_log(leg.sup.record))
+            except OSError:
+                return  # what it has cannot be told, then
+
+    async with trio.open_nursery() as nursery:
+        for slot, leg in found.items():
+            nursery.start_soon(count, slot, leg)
+    return written

@@ -41,6 +41,7 @@ from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
 from mirrorfs.volume.narrowing import Narrower, is_of_the_medium
+from mirrorfs.volume.quorum import Quorum
 from mirrorfs.volume.reading import Reader
 
 Emit = Callable[..., None]
@@ -56,7 +57,8 @@ class Volume:
         self.log = log
         self.locks = ChunkLocks()
         self.hot = HotTable(record.size, record.chunk_size)
-        self.gate = LaneGate(self.hot, log, self.locks, lambda: not (self.broken or self._blocked))
+        self.quorum = Quorum(self)
+        self.gate = LaneGate(self.hot, log, self.locks, self._takes_writes)
         self.lookahead = Lookahead()
         self.counters = Counters()
         self.narrower = Narrower(self)
@@ -115,12 +117,14 @@ class Volume:
     def retire(self) -> None:
         """Nothing is served any more, by the lane neither: its legs are about to be closed."""
         self.broken = self.broken or f'{self.name} is stopped'
+        self.quorum.look()
         self.gate.close()
         self._unblocked.set()
 
     def legs_changing(self) -> None:
         """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
         self.gate.legs_changing()
+        self.quorum.look()
         self.work.set()
 
     async def forget_modified(self) -> None:
@@ -210,9 +214,8 @@ class Volume:
         if offset < 0 or offset + length > self.record.size:
             raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
         if length:
-            await self._admit_writer()
             first, last = self.chunks_of(offset, length)
-            async with self.exclusive(first, last):
+            async with self._writing(first, last):
                 await self.prepare(first, last)
                 await self._write_members(first, last, Change(offset, length, data))
             self.counters.writes += 1
@@ -220,13 +223,26 @@ class Volume:
             self.counters.unflushed += length
         if durable:
             await self.flush()
+        if length:
+            await self.quorum.assure()
 
-    async def _admit_writer(self) -> None:
-        """Wait, without holding anything, until the volume takes writes.  Raises OSError if it never will."""
-        self._refuse_if_broken()
-        if self._blocked:
-            await self._unblocked.wait()
+    @asynccontextmanager
+    async def _writing(self, first: int, last: int) -> AsyncGenerator[None, None]:
+        """Hold chunks first..last for a write, once writes are taken; nobody who waits for that holds any."""
+        while True:
             self._refuse_if_broken()
+            if self._blocked:
+                await self._unblocked.wait()
+                continue
+            await self.quorum.assure()
+            async with self.exclusive(first, last):
+                if self.quorum.lost or self._blocked:
+                    continue
+                yield
+                return
+
+    def _takes_writes(self) -> bool:
+        return not (self.broken or self._blocked or self.quorum.lost)
 
     async def prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
@@ -306,6 +322,7 @@ class Volume:
         if verdict.error:
             self.broken = f'flush failed on the last leg ({verdict.error.strerror}); mount the pool again'
             self.hot.withdraw_writes()
+            self.quorum.look()
             self.emit('Critical', self.name, '', self.broken)
             raise OSError(errno.EIO, self.broken)
         self.keeper.expel(verdict.expel)
@@ -384,9 +401,8 @@ class Volume:
         length = min(length, self.record.size - offset)
         if length <= 0:
             return
-        await self._admit_writer()
         first, last = self.chunks_of(offset, length)
-        async with self.exclusive(first, last):
+        async with self._writing(first, last):
             self._refuse_if_broken()
             await self.keeper.open_session()
             whole = []
@@ -399,6 +415,7 @@ class Volume:
                     await self.prepare(chunk, chunk)
                     await self._write_members(chunk, chunk, Change(low, high - low))
             await self._forget(np.array(whole, np.intp))
+        await self.quorum.assure()
 
     async def _forget(self, chunks: npt.NDArray[np.intp]) -> None:
         """Have whole chunks, held exclusively, durably UNWRITTEN; then punch them."""
