@@ -5,8 +5,7 @@ are numbers, chunks are of `CHUNK` bytes.
 """
 
 import errno
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -22,8 +21,7 @@ from mirrorfs.sim.violation import Violation
 from mirrorfs.sim.world import World
 
 SECTORS = BLOCK // SECTOR
-QUORUM_PATIENCE = 30.0
-"""Virtual seconds that writes may wait for legs before somebody lowers the quorum."""
+FOR_BYTES = {'write', 'write-sync', 'burst', 'read', 'discard'}
 QUIET_PATIENCE = 600.0
 """Virtual seconds within which resync and recovery end."""
 
@@ -33,6 +31,9 @@ async def perform(world: World, operation: Operation) -> None:
     name, *arguments = operation
     world.tally[name] += 1
     world.trace.append(f'> {" ".join(str(word) for word in operation)}')
+    if name in FOR_BYTES and sum(arguments[:2]) > world.model.blocks:
+        world.say('beyond the end')  # a growth that is yet to come, or was never made
+        return
     await RUNNING[name](world, *arguments)
 
 
@@ -44,8 +45,7 @@ async def _write(world: World, block: int, count: int = 1, *, durable: bool = Fa
     world.trace.append(f'tag {write.tag} for blocks {block}-{block + count - 1}')
     wanted = world.volume.record.quorum
     try:
-        async with _patience(world):
-            await world.port.write(block * BLOCK, world.model.data(write), durable=durable)
+        await world.port.write(block * BLOCK, world.model.data(write), durable=durable)
     except OSError as error:
         world.model.fail(write)
         world.say(f'write: {error}')
@@ -75,8 +75,7 @@ async def _discard(world: World, block: int, count: int) -> None:
     write = world.model.begin(block, count, zeros=True)
     wanted = world.volume.record.quorum
     try:
-        async with _patience(world):
-            await world.port.discard(block * BLOCK, count * BLOCK)
+        await world.port.discard(block * BLOCK, count * BLOCK)
     except OSError as error:
         world.model.fail(write)
         world.say(f'discard: {error}')
@@ -117,30 +116,6 @@ def _expected(world: World, error: OSError) -> None:
     refused = world.below and error.errno in (errno.EIO, errno.EROFS)
     if not world.troubled and not refused:
         raise Violation('defect', f'an error without a fault: {error}')
-
-
-@asynccontextmanager
-async def _patience(world: World) -> AsyncGenerator[None, None]:
-    """Somebody who sees that writes wait for legs for too long lowers the quorum."""
-
-    async def watch() -> None:
-        while True:
-            await trio.sleep(QUORUM_PATIENCE)
-            await _quorum(world, 1, 'wait')
-
-    if world.volume.record.quorum < 2:
-        yield
-        return
-    error: OSError | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
-        try:
-            yield
-        except OSError as failure:
-            error = failure
-        nursery.cancel_scope.cancel()
-    if error:
-        raise error
 
 
 # What an admin does

@@ -47,6 +47,8 @@ ROT = 1 << 41
 """The tag of a block that has rotted."""
 GARBAGE = 1 << 40
 """The tag of what used devices hold: nobody may ever see it."""
+QUORUM_PATIENCE = 30.0
+"""Virtual seconds that writes wait for legs before somebody lowers the quorum."""
 _POOL = '/pool'
 
 
@@ -383,6 +385,7 @@ class World:
                     raise Violation('strangers', 'a volume was refused, and its legs were written to')
             raise Refused(errno.EIO, entry.refusal)
         self.admin: Admin = entry.admin
+        nursery.start_soon(self._lower_quorum, self.volume)
         if not force:
             self.checkers.admitted()
         if self.lane:
@@ -399,6 +402,16 @@ class World:
             await atrest.settle(directory, self.rebuilt.record, self, self.settings, force=forced)
         except (Refused, OSError) as error:
             self.say(f'not settled: {error}')
+
+    async def _lower_quorum(self, volume: Volume) -> None:
+        """Somebody who sees that writes wait for legs for too long lowers the quorum."""
+        while True:
+            await trio.sleep(QUORUM_PATIENCE)
+            try:
+                if volume.quorum.waiting:
+                    await volume.quorum.change(quorum=1)
+            except OSError as error:
+                self.say(f'quorum: {error}')
 
     async def _resolve(self) -> None:
         """Go on from the disk to be kept, where a split brain was found; what its host was promised holds."""
