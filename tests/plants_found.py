@@ -5,7 +5,7 @@ into crash states.  They know no more of a bug than its history: what finds it a
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirrorfs.sim.explore import Explorer
 from mirrorfs.sim.faults import Fault
@@ -50,11 +50,13 @@ class Hunt:
     cut: float = 0.0
     fates: int = 9
     nested: float = 0.0
+    first: int = 0
+    """The first schedule: bugs that need one moment of many show in few of them."""
 
     def explore(self, schedules: int = 0) -> int:
         """Explore all; return how many states were looked at.  Raises Failed."""
         explorer = Explorer(0.0, self.cut, self.fates, self.nested, twice=0.0)
-        for schedule in range(schedules or self.schedules):
+        for schedule in range(self.first, self.first + (schedules or self.schedules)):
             for run in self.runs():
                 explorer.explore(run.but(seed=schedule))
         return explorer.tally.states
@@ -472,7 +474,7 @@ FOUND: dict[str, Hunt] = {
     'hot_writes_go_on_without_the_expelled_leg': EXPELLED,
     'stuck_leg_stays_hot': STUCK,
     'write_overtakes_a_stuck_call': STUCK,
-    'targets_looked_up_after_the_permission': EXPELLED,
+    'targets_looked_up_after_the_permission': replace(EXPELLED, first=200),
     'superseded_lane_goes_on': Hunt(
         faulty(
             once(

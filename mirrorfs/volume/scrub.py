@@ -188,8 +188,8 @@ class Scrubber:
     def _progress(self) -> Progress:
         start, position = self.state.sync_min * limits.SECTOR, self.state.position
         size = self._volume.record.size
-        before = sum(length for _, length in self._written(start, position))
-        total = before + sum(length for _, length in self._written(position, size))
+        before = self._amount(start, position)
+        total = before + self._amount(position, size)
         now = trio.current_time()
         return Progress(self.state.action, None, before, total, now, before, position, size)
 
@@ -247,6 +247,16 @@ class Scrubber:
             low_byte, high_byte = max(start, offset), min(end, offset + length)
             parts.append((low_byte, high_byte - low_byte))
         return parts
+
+    def _amount(self, start: int, end: int) -> int:
+        """Return how many bytes of a range were ever written."""
+        if start >= end:
+            return 0
+        first, last = self._volume.chunks_of(start, end - start)
+        chunk = self._volume.record.chunk_size
+        written = (self._volume.log.states[first : last + 1] & np.uint8(UNWRITTEN)) == 0
+        head, tail = start - first * chunk, (last + 1) * chunk - end
+        return int(np.count_nonzero(written)) * chunk - head * bool(written[0]) - tail * bool(written[-1])
 
     async def _mark(self) -> None:
         """Have durable how far the pass is, after what it has rewritten."""
