@@ -30,6 +30,7 @@ from mirrorfs.files import Files, OsFiles
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.leg.opening import lock_holder
 from mirrorfs.mirror.formatting import read_super
+from mirrorfs.mirror.logfile import LogFile, find_log_file
 from mirrorfs.model import (
     NO_UUID,
     Generation,
@@ -315,14 +316,27 @@ class Pool:
         record = entry.record_at_rest
         assert record and self._nursery
         found: dict[int, Found] = {}
+        outside: LogFile | str = ''
         try:
             record, found = await self._find_legs(record)
+            outside = await find_log_file(self._opener, record, self.settings.leg_timeout)
             entry.started = started = await start(
-                record, found, self.directory, self.events.emit, self.settings, force=force
+                record,
+                found,
+                self.directory,
+                self.events.emit,
+                self.settings,
+                outside=outside,
+                force=force,
             )
         except (Refused, OSError) as error:
-            await self._refuse(entry, str(error), [leg.leg for leg in found.values()])
+            opened = [leg.leg for leg in found.values()]
+            if isinstance(outside, LogFile):
+                opened.append(outside.leg)
+            await self._refuse(entry, str(error), opened)
             return
+        if isinstance(outside, LogFile) and outside is not started.volume.keeper.outside:
+            outside.leg.close()
         for slot, leg in found.items():
             if slot not in started.volume.keeper.members:
                 leg.leg.close()

@@ -132,11 +132,14 @@ def _is_given_up(slot: Slot) -> bool:
 
 def _with_pool_facts(truth: VolumeRecord, pool: VolumeRecord) -> VolumeRecord:
     """Legs do not know paths, names after a rename, nor the image's mode and owner."""
+    log_path = pool.log_path if truth.log_is_outside else ''
     slots = tuple(
         slot.but(path=old.path) if slot.leg == old.leg and slot.path != old.path else slot
         for slot, old in zip(truth.slots, pool.slots, strict=True)
     )
-    return truth.but(slots=slots, name=pool.name, mode=pool.mode, uid=pool.uid, gid=pool.gid)
+    return truth.but(
+        slots=slots, name=pool.name, mode=pool.mode, uid=pool.uid, gid=pool.gid, log_path=log_path
+    )
 
 
 def _history(record: VolumeRecord) -> str:

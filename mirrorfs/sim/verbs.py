@@ -6,6 +6,7 @@ are numbers, chunks are of `CHUNK` bytes.
 
 import errno
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -123,6 +124,12 @@ async def _remove(world: World, slot: int) -> None:
 
 async def _add(world: World, number: int) -> None:
     await _admin(world, world.admin.add, f'/sim/d{number}')
+
+
+async def _log(world: World, place: str | int, force: bool = False) -> None:
+    """The log moves: ``none``, ``internal``, or the number of a disk."""
+    word = place if isinstance(place, str) else f'/sim/d{place}'
+    await _admin(world, partial(world.admin.move_log, force=force), word)
 
 
 async def _admin(world: World, verb: Callable[[str], Awaitable[None]], word: int | str) -> None:
@@ -297,6 +304,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'remove': _remove,
     'add': _add,
     'grow': _grow,
+    'log': _log,
     'sweep': _sweep,
     'sleep': _sleep,
     'quiet': _quiet,

@@ -24,7 +24,7 @@ from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.model import VolumeRecord
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of, log_header
 from mirrorfs.sim.crash import DEFINITION, Frozen, decode_definition
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
 from mirrorfs.sim.faults import Fault, Key, planned
@@ -40,6 +40,8 @@ TIMEOUT = 3.0
 PAUSES = (0, 0, 1, 3)
 PATIENCE = 7200.0
 """Virtual seconds within which everything ends."""
+LOGS = (90, 91)
+"""Numbers of the disks that logs outside the legs lie on."""
 GARBAGE = 1 << 40
 """The tag of what used devices hold: nobody may ever see it."""
 _POOL = '/pool'
@@ -74,6 +76,8 @@ class SimEvents(EventLog):
                 marks.discard(name)
         if text.startswith('unexpected error'):
             raise Violation('defect', text)
+        if word == 'LogLost':
+            self._world.checkers.log_lost(text)
 
 
 @dataclass
@@ -97,6 +101,8 @@ class World:
     """Whether legs lie on devices full of something else, which cannot be erased quickly."""
     mark_interval: float = 0.0
     """Virtual seconds between two marks of a recovery; 0: one after each window."""
+    outside: bool = False
+    """Whether the volume is made with its log outside the legs, on the disk `LOGS[0]`."""
 
     def __post_init__(self) -> None:
         self.made_with = self.chunks
@@ -122,7 +128,7 @@ class World:
         """Disks whose superblocks are gone."""
         self.rotten: set[str] = set()
         """Disks whose log has rotted: older marks may be all that is left there."""
-        self.force = False
+        self.force = self.forced = False
         self.saved: dict[str, CrashDisk] = {}
         self.saved_pool: tuple[SimFiles, Model, int] | None = None
         self.acknowledged = self.written_apart = 0
@@ -269,7 +275,9 @@ class World:
             running = self._new_pool()
             await running.start(nursery)
             legs = [f'/sim/d{number}' for number in range(self.legs)]
-            await running.create(Request('v', self.chunks * CHUNK, legs, CHUNK, self.logged))
+            log = f'/sim/d{LOGS[0]}' if self.outside else ''
+            request = Request('v', self.chunks * CHUNK, legs, CHUNK, self.logged, log_path=log)
+            await running.create(request)
             await self.stop()
             nursery.cancel_scope.cancel()
         self.started = None
@@ -313,6 +321,7 @@ class World:
         self._nursery = nursery
         self.at_rest = False
         self.troubled = bool(self.plan)
+        self.forced = force
         before = {name: disk.writes for name, disk in self.disks.items()}
         self._untaint()
         running = self._new_pool()
@@ -337,6 +346,9 @@ class World:
     def _untaint(self) -> None:
         """An old copy that was brought up to date is one no more."""
         for name in sorted(self.tainted & self.disks.keys()):
+            header = log_header(self.disks[name].durable)
+            if header and header.log != self.pool.log_id:
+                self.tainted.discard(name)  # nothing names it any more
             sup = best_super(self.disks[name])
             if sup and sup.record.events >= self.pool.events:
                 self.tainted.discard(name)

@@ -21,6 +21,7 @@ from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
 from mirrorfs.volume.lifecycle import Started
+from mirrorfs.volume.logplace import move_log
 from mirrorfs.volume.volume import make_room
 
 
@@ -129,6 +130,11 @@ class Admin:
                 if created:
                     await self._opener.discard_new(leg)
             raise
+
+    async def move_log(self, place: str, *, force: bool = False) -> None:
+        """Have the intent log elsewhere; see `mirrorfs.volume.logplace`."""
+        async with self._turn:
+            await move_log(self._volume, self._opener, place, force=force)
 
     async def re_add(self, word: str) -> None:
         """Take back a leg that left, or all for `missing`; copies what changed meanwhile where known."""
