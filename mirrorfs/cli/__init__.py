@@ -5,7 +5,7 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import create, examine, legs, mount, settings, status
+from mirrorfs.cli import create, examine, legs, log, mount, settings, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -37,6 +37,7 @@ for command in (
     legs.fail,
     legs.re_add,
     legs.grow,
+    log.log,
     settings.set_,
     examine.examine,
 ):

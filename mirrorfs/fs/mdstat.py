@@ -12,6 +12,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.metadata.wibm import pages_for
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.pool import Entry, Pool
+from mirrorfs.volume.logplace import place_of
 from mirrorfs.volume.rebuild import Progress
 
 _BAR = 20
@@ -45,8 +46,14 @@ def _volume_lines(entry: Entry) -> list[str]:
         chunk = record.chunk_size // 1024
         pages = pages_for(record.chunks)
         used = pages if volume.log.count(DIRTY) else 0
-        lines.append(f'      bitmap: {used}/{pages} pages [{pages * 4}KB], {chunk}KB chunk')
+        file = f', file: {record.log_path}' if record.log_is_outside else ''
+        lines.append(f'      bitmap: {used}/{pages} pages [{pages * 4}KB], {chunk}KB chunk{file}')
     return lines
+
+
+def bitmap_word(record: VolumeRecord) -> str:
+    """Return md's word for where the log is."""
+    return 'external' if record.log_is_outside else place_of(record)
 
 
 def _mark(state: LegState) -> str:
@@ -108,7 +115,8 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'raid_disks': record.raid_disks,
         'degraded': record.degraded,
         'events': record.events,
-        'bitmap': 'internal' if record.logged else 'none',
+        'bitmap': bitmap_word(record),
+        'bitmap_location': place_of(record),
         'legs': [],
     }
     if entry.started:

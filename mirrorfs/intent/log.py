@@ -44,7 +44,8 @@ class Batch:
 
     def of_map(self) -> 'Batch':
         """Return what legs must have of it that hold the map alone."""
-        return replace(self, states={page: self.states[page] for page in self.states if page in self.mapped})
+        mapped = self.states.keys() & self.mapped
+        return replace(self, states={page: self.states[page] & np.uint8(MAP) for page in mapped})
 
 
 class IntentLog:

@@ -11,14 +11,15 @@ rounds; a round serves all who came before it began (group commit).  Why the ord
 
 Where the log is in a file outside the legs, a round stores all pages there first, then its header, so that
 it is never behind a leg; legs are given only the pages whose map of never-written chunks changed.  While the
-log moves, it is in both places.  A log outside that fails is given up: that there is none is then recorded
-by the same round.
+log moves, it is in both places.  A log outside that fails is given up, by the same round: superblocks say so
+before any page, since what was not stored outside protects nothing.
 
 The first thing that becomes durable in a session carries a new event count, the ACTIVE flag and the legs
 that are absent; a session in which nothing is written changes nothing on the medium.
 """
 
 import errno
+import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -260,17 +261,26 @@ class Keeper:
     async def _store_on_legs(
         self, members: list[Member], record: VolumeRecord, batch: Batch, serial: int
     ) -> Failures:
-        in_sync = self.in_sync
+        if self._recorded.log_is_outside and not record.logged:
+            # What they have been told so far is to look in a log that lacks the marks of these pages.
+            failures = await self._store_supers(members, record, serial)
+            return failures or await self._store_pages(members, batch)
         if record.log_is_outside and record.log_id == self._recorded.log_id:
             batch = batch.of_map()
-        if batch.states:
-            failures = await fan_out(members, in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
-            if failures:
-                return failures
+        failures = await self._store_pages(members, batch)
+        return failures or await self._store_supers(members, record, serial)
+
+    async def _store_pages(self, members: list[Member], batch: Batch) -> Failures:
+        if not batch.states:
+            return {}
+        return await fan_out(members, self.in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
+
+    async def _store_supers(self, members: list[Member], record: VolumeRecord, serial: int) -> Failures:
         if not serial:
             return {}
         stamped = record.but(updated_us=self.clock())
-        return await fan_out(members, in_sync, lambda m: m.store_super(stamped, serial), self.leg_timeout)
+        storing = functools.partial(Member.store_super, record=stamped, serial=serial)
+        return await fan_out(members, self.in_sync, storing, self.leg_timeout)
 
     def next_serial(self) -> int:
         """Return a superblock serial above all before it, for a leg that is being formatted."""
