@@ -7,6 +7,7 @@ import pytest
 from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
+from plants_log import LOG_FOUND, LOG_PLANTS
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
@@ -35,6 +36,17 @@ def test_a_planted_bug_is_found_by_a_checker_that_was_named(
 @pytest.mark.parametrize('name', FOUND)
 def test_without_the_bug_its_history_is_harmless(name: str) -> None:
     assert FOUND[name].explore(schedules=1)
+
+
+@pytest.mark.parametrize('plant', LOG_PLANTS, ids=lambda plant: plant.name)
+def test_a_bug_in_the_care_of_the_log_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {plant.checker, *plant.also}
+    assert expected <= CHECKERS.keys()
+    assert LOG_FOUND[plant.name].explore(schedules=1), 'without the bug its history is harmless'
+    plant.sow(monkeypatch)
+    with pytest.raises(Failed) as caught:
+        LOG_FOUND[plant.name].explore()
+    assert caught.value.violation.checker in expected, caught.value
 
 
 JUDGED = {

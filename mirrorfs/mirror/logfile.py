@@ -83,12 +83,24 @@ async def format_log_file(
         identity, record.uuid, record.name, record.size, record.chunk_size, serial, record.events, layout
     )
     file = LogFile(leg, header, 1, wibm.pages_for(record.chunks))
+    await _reserve(file)
     if log is not None:
         await file.store_pages(replace(log.whole(), volume=identity))
     await leg.flush()
     for _ in logfile.HEADER_OFFSETS:
         await file.store_header(record, serial)
     return file
+
+
+async def _reserve(file: LogFile) -> None:
+    """Have space for all pages now: a log that runs full later is lost.  Raises Refused(ENOSPC)."""
+    try:
+        for copy in (0, 1):
+            length = len(file.page_copies) * wibm.PAGE
+            await file.leg.allocate(file.layout.page_offset(0, copy), length)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refused(errno.ENOSPC, f'{file.leg.path}: no space for the log') from None
 
 
 async def require_unused(leg: Leg) -> None:

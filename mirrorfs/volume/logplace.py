@@ -55,7 +55,7 @@ async def _leave_file(volume: Volume, log: uuid.UUID | None) -> None:
     await keeper.open_session()
     async with volume.exclusive(0, len(volume.log) - 1):
         _mark_what_nobody_tracked(volume)
-        volume.log.touch_all()  # pages become durable before the superblocks that say where they are
+        volume.log.touch_all()  # legs may have but the map
         keeper.record = membership.move_log(keeper.record, log)
         volume.legs_changing()
         await keeper.commit()
