@@ -4,6 +4,7 @@ import trio
 
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Opener
+from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import VolumeRecord
 from mirrorfs.pool import Pool, PoolDirectory
@@ -26,14 +27,27 @@ async def settle(
     """
     pool = Pool(directory, opener, EventLog(), settings)
     record, found = await pool.find_legs(record)
+    outside = await pool.find_log(record)
     try:
         started = await start(
-            record, found, directory, pool.events.emit, settings, force=force, keep=keep, record_at_once=True
+            record,
+            found,
+            directory,
+            pool.events.emit,
+            settings,
+            outside=outside,
+            force=force,
+            keep=keep,
+            record_at_once=True,
         )
     except BaseException:
         for leg in found.values():
             leg.leg.close()
+        if isinstance(outside, LogFile):
+            outside.leg.close()
         raise
+    if isinstance(outside, LogFile) and outside is not started.volume.keeper.outside:
+        outside.leg.close()
     return await _run_once(started, found)
 
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _LEVELS = {
     'Critical': logging.CRITICAL,
+    'LogLost': logging.CRITICAL,
     'Fail': logging.ERROR,
     'Refused': logging.ERROR,
     'Error': logging.ERROR,

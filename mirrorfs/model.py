@@ -165,6 +165,11 @@ class VolumeRecord:
         assert len(self.slots) == limits.SLOTS and self.lineage
 
     @property
+    def log_is_outside(self) -> bool:
+        """Whether the log is in a file outside the legs."""
+        return self.log_id != NO_UUID
+
+    @property
     def chunks(self) -> int:
         return -(-self.size // self.chunk_size)
 

@@ -31,6 +31,7 @@ from mirrorfs.files import Files, OsFiles
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.leg.opening import lock_holder
 from mirrorfs.mirror.formatting import read_super
+from mirrorfs.mirror.logfile import LogFile, find_log_file
 from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import (
     NO_UUID,
@@ -339,15 +340,29 @@ class Pool:
         record = entry.record_at_rest
         assert record and self._nursery
         found: dict[int, Found] = {}
+        outside: LogFile | str = ''
         try:
             record, found = await self.find_legs(record)
+            outside = await self.find_log(record)
             entry.started = started = await start(
-                record, found, self.directory, self.events.emit, self.settings, force=force, keep=keep
+                record,
+                found,
+                self.directory,
+                self.events.emit,
+                self.settings,
+                outside=outside,
+                force=force,
+                keep=keep,
             )
         except (Refused, OSError) as error:
             entry.split = error if isinstance(error, SplitBrain) else None
-            await self._refuse(entry, str(error), [leg.leg for leg in found.values()])
+            opened = [leg.leg for leg in found.values()]
+            if isinstance(outside, LogFile):
+                opened.append(outside.leg)
+            await self._refuse(entry, str(error), opened)
             return error
+        if isinstance(outside, LogFile) and outside is not started.volume.keeper.outside:
+            outside.leg.close()
         for slot, leg in found.items():
             if slot not in started.volume.keeper.members and slot not in started.standby:
                 leg.leg.close()
@@ -447,6 +462,10 @@ class Pool:
                 await entry.admin.welcome_back(slot, partial=True)
             except (Refused, OSError) as error:
                 emit('StaleLeg', slot, str(error))
+
+    async def find_log(self, record: VolumeRecord) -> LogFile | str:
+        """Open the file outside the legs that has the log; return it, or why there is none."""
+        return await find_log_file(self._opener, record, self.settings.leg_timeout)
 
     async def find_legs(self, record: VolumeRecord) -> tuple[VolumeRecord, dict[int, Found]]:
         """Open the legs that the record names; match them to slots by the UUID that each bears."""

@@ -171,11 +171,11 @@ BLIND: list[Plant] = [
     Plant(
         name='pool_before_superblocks',
         target='mirrorfs.mirror.keeper:Keeper._store',
-        old='        failures = await self._store_on_legs(members, record, batch)\n',
+        old='        failures = await self._store_on_legs(members, record, batch, serial)\n',
         new='        if _definition(record) != self._pooled:\n'
         '            await self._pool.save(record)\n'
         '            self._pooled = _definition(record)\n'
-        '        failures = await self._store_on_legs(members, record, batch)\n',
+        '        failures = await self._store_on_legs(members, record, batch, serial)\n',
         checker='operator',
         also=('expulsion-first', 'promise'),
         why='The power goes between the two: the pool is ahead of every leg, and the volume is refused with '

@@ -7,6 +7,7 @@ import pytest
 from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
+from plants_log import LOG_FOUND, LOG_PLANTS
 from plants_pool import FOUND_POOL, POOL
 from plants_reads import FOUND_READS, READS
 from plants_scrub import HUNTS as SCRUB_HUNTS
@@ -60,6 +61,17 @@ def test_a_bug_planted_in_scrubs_is_found(plant: Plant, monkeypatch: pytest.Monk
 @pytest.mark.parametrize('name', SCRUB_HUNTS)
 def test_scrubs_without_the_bug_are_harmless(name: str) -> None:
     assert SCRUB_HUNTS[name].explore(schedules=1)
+
+
+@pytest.mark.parametrize('plant', LOG_PLANTS, ids=lambda plant: plant.name)
+def test_a_bug_in_the_care_of_the_log_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {plant.checker, *plant.also}
+    assert expected <= CHECKERS.keys()
+    assert LOG_FOUND[plant.name].explore(schedules=1), 'without the bug its history is harmless'
+    plant.sow(monkeypatch)
+    with pytest.raises(Failed) as caught:
+        LOG_FOUND[plant.name].explore()
+    assert caught.value.violation.checker in expected, caught.value
 
 
 JUDGED = {

@@ -5,7 +5,7 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import assemble, create, examine, legs, mount, scrub, settings, status
+from mirrorfs.cli import assemble, create, examine, legs, log, mount, scrub, settings, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -42,6 +42,7 @@ for command in (
     legs.grow,
     scrub.check,
     scrub.repair,
+    log.log,
     settings.set_,
     examine.examine,
     assemble.assemble,

@@ -14,12 +14,14 @@ from mirrorfs.cli.progress import Meter
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.mirror.formatting import read_super
+from mirrorfs.mirror.logfile import find_log_file
 from mirrorfs.model import VolumeRecord
 from mirrorfs.pool import PoolDirectory
 from mirrorfs.units import format_size
 from mirrorfs.volume.creation import MISSING, Request
 from mirrorfs.volume.creation import create as create_volume
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
+from mirrorfs.volume.logplace import INTERNAL, NONE
 
 _STEP = 1 << 20
 
@@ -33,7 +35,10 @@ _STEP = 1 << 20
     help='a file (made if it is not there) or block device; "missing" for one to come; repeat it',
 )  # fmt: skip
 @click.option('--chunk', type=SIZE, default=0, help='chunk size of the intent log; by default chosen by size')
-@click.option('--log', type=click.Choice(['internal', 'none']), default='internal', show_default=True)
+@click.option(
+    '--log', default=INTERNAL, show_default=True, metavar='internal|none|PATH',
+    help='where the intent log is: on the legs, nowhere, or in a file on another device',
+)  # fmt: skip
 @click.option('--from', 'image', type=click.Path(exists=True, dir_okay=False), help='copy this image in')
 @click.option('--force', is_flag=True, help='overwrite legs that bear a signature of something else')
 def create(
@@ -52,7 +57,8 @@ def create(
     elif image and os.stat(image).st_size > size:
         raise Refused(errno.EINVAL, f'{image} has {os.stat(image).st_size} bytes, more than --size')
     paths = [path if path == MISSING else os.path.abspath(path) for path in legs]
-    request = Request(name, size, paths, chunk, log == 'internal', force)
+    outside = '' if log in (INTERNAL, NONE) else os.path.abspath(log)
+    request = Request(name, size, paths, chunk, log != NONE, force, outside)
     request.check()
     target = find(pool)
     if target.mountpoint:
@@ -74,6 +80,7 @@ def _warn_of_shared_disk(paths: list[str]) -> None:
 def _create_mounted(mounted: Mounted, request: Request, image: str | None) -> None:
     options = [f'chunk={request.chunk_size}'] if request.chunk_size else []
     options += [] if request.logged else ['log=none']
+    options += [f'log={request.log_path}'] if request.log_path else []
     options += ['force'] if request.force else []
     mounted.command('create', request.name, str(request.size), *request.legs, *options)
     if image is None:
@@ -97,13 +104,14 @@ def _create_at_rest(directory: PoolDirectory, request: Request, image: str | Non
     records, damaged = directory.load()
     if request.name in records or request.name in damaged:
         raise Refused(errno.EEXIST, f'there is a volume {request.name} already')
-    there = {path for path in request.legs if os.path.exists(path)}
+    files = {*request.legs, request.log_path} - {MISSING, ''}
+    there = {path for path in files if os.path.exists(path)}
     try:
         record = trio.run(_make, request, image)
         directory.save_now(record)
     except BaseException:
         if image:  # what failed after the legs were made leaves none of them behind
-            for path in set(request.legs) - there - {MISSING}:
+            for path in files - there:
                 Path(path).unlink(missing_ok=True)
         raise
 
@@ -136,7 +144,8 @@ async def _fill(record: VolumeRecord, image: str) -> VolumeRecord:
         if word == 'Fail':
             lost.append(f'{device} {text}')
 
-    started = await start(record, found, _NotYet(), note, Settings())
+    outside = await find_log_file(opener, record, limits.LEG_TIMEOUT)
+    started = await start(record, found, _NotYet(), note, Settings(), outside=outside)
 
     async def copy_all(started: Started, nursery: trio.Nursery) -> None:
         with Meter(f'copying {image}', os.stat(image).st_size) as meter:

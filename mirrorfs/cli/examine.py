@@ -8,9 +8,10 @@ import click
 
 from mirrorfs.cli.common import EXIT_REFUSED
 from mirrorfs.errors import BadMetadata
+from mirrorfs.fs.mdstat import bitmap_word
 from mirrorfs.intent.states import DIRTY, WORDS
-from mirrorfs.leg.opening import read_super
-from mirrorfs.metadata import badlist, wibm
+from mirrorfs.leg.opening import read_log_header, read_super
+from mirrorfs.metadata import badlist, logfile, wibm
 from mirrorfs.model import LegState
 from mirrorfs.units import format_size, format_time
 
@@ -19,8 +20,8 @@ from mirrorfs.units import format_size, format_time
 @click.argument('legs', nargs=-1, required=True, metavar='LEG…', type=click.Path())
 @click.option('--json', 'as_json', is_flag=True, help='for programs')
 def examine(legs: tuple[str, ...], as_json: bool) -> int:
-    """Show what each LEG says of itself and its volume."""
-    answers = [_examine(path) for path in legs]
+    """Show what each LEG, or log file, says of itself and its volume."""
+    answers = [read_facts(path) for path in legs]
     if as_json:
         click.echo(json.dumps(answers, indent=1))
     else:
@@ -28,14 +29,17 @@ def examine(legs: tuple[str, ...], as_json: bool) -> int:
     return EXIT_REFUSED if any('error' in answer for answer in answers) else 0
 
 
-def _examine(path: str) -> dict[str, Any]:
+def read_facts(path: str) -> dict[str, Any]:
     """Return a leg's facts, or the reason why there are none.  Sizes in bytes."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         return {'path': path, 'error': error.strerror}
     try:
-        sup, copy = read_super(fd)
+        try:
+            sup, copy = read_super(fd)
+        except BadMetadata as no_leg:
+            return {'path': path} | _log_facts(fd, no_leg)
         return {'path': path} | _facts(fd, sup, copy)
     except BadMetadata as bad:
         return {'path': path, 'error': str(bad)}
@@ -68,7 +72,8 @@ def _facts(fd: int, sup: wibm.LegSuper, copy: int) -> dict[str, Any]:
         'raid_disks': record.raid_disks,
         'events': record.events,
         'active': record.active,
-        'bitmap': 'internal' if record.logged else 'none',
+        'bitmap': bitmap_word(record),
+        'log_uuid': str(record.log_id) if record.log_is_outside else None,
         'time_base': record.time_base_ms / 1000,
         'created': format_time(record.created_us),
         'updated': format_time(record.updated_us),
@@ -114,6 +119,33 @@ def _bad_words(ranges: list[list[int]] | None) -> str:
     return f'{sum(length for _, length in ranges)} sectors in {len(ranges)} entries' if ranges else 'none'
 
 
+def _log_facts(fd: int, no_leg: BadMetadata) -> dict[str, Any]:
+    """Return the facts of a log file.  Raises `no_leg` if it is none of ours."""
+    try:
+        header = read_log_header(fd)
+    except BadMetadata:
+        raise no_leg from None
+    pages = wibm.pages_for(header.chunks)
+    image = wibm.decode_log(
+        header.log,
+        header.chunks,
+        lambda copy: os.pread(fd, pages * wibm.PAGE, header.layout.page_offset(0, copy)),
+    )
+    return {
+        'format': 'wibm-log',
+        'version': logfile.VERSION,
+        'serial': header.serial,
+        'volume': header.name,
+        'volume_uuid': str(header.volume),
+        'log_uuid': str(header.log),
+        'size': header.size,
+        'chunk_size': header.chunk_size,
+        'events': header.events,
+        'chunks': {'total': header.chunks, 'max': header.layout.chunks_max} | _counts(image),
+        'log': {'pages': pages, 'damaged_pages': image.damaged, 'serial': int(image.serials.max())},
+    }
+
+
 def _counts(image: wibm.LogImage) -> dict[str, int]:
     """Return how many chunks have each flag."""
     return {word: int((image.states & flag != 0).sum()) for flag, word in WORDS.items()}
@@ -123,6 +155,8 @@ def _page(facts: dict[str, Any]) -> list[str]:
     """Return a leg's facts for people, in the manner of mdadm --examine."""
     if 'error' in facts:
         return [f'{facts["path"]}: {facts["error"]}']
+    if facts['format'] == 'wibm-log':
+        return _log_page(facts)
     chunks, log = facts['chunks'], facts['log']
     dirty = chunks[WORDS[DIRTY]] * facts['chunk_size']
     rows = [
@@ -146,4 +180,26 @@ def _page(facts: dict[str, Any]) -> list[str]:
     ]
     for number, slot in facts['slots'].items():
         rows.append((f'Slot {number}', f'{slot["state"]:<9}{slot["leg"]}'))
-    return [f'{facts["path"]}:', *(f'{name:>14} : {value}' for name, value in rows)]
+    return _table(facts['path'], rows)
+
+
+def _log_page(facts: dict[str, Any]) -> list[str]:
+    """Return a log file's facts for people."""
+    chunks, log = facts['chunks'], facts['log']
+    dirty = chunks[WORDS[DIRTY]] * facts['chunk_size']
+    rows = [
+        ('Format', f'wibm log {facts["version"]} (serial {facts["serial"]})'),
+        ('Volume', f'{facts["volume"]} ({facts["volume_uuid"]})'),
+        ('Log', facts['log_uuid']),
+        ('Events', facts['events']),
+        ('Intent Log', f'{log["pages"]} pages, {log["damaged_pages"]} damaged'),
+        ('Chunk Size', f'{facts["chunk_size"]} ({format_size(facts["chunk_size"])})'),
+        ('Chunks', f'{chunks["total"]} (room for {chunks["max"]})'),
+        ('Dirty', f'{chunks["dirty"]} chunks, {format_size(dirty)} at most to resync'),
+        ('Modified', f'{chunks["modified"]} chunks'),
+    ]
+    return _table(facts['path'], rows)
+
+
+def _table(path: str, rows: list[tuple[str, Any]]) -> list[str]:
+    return [f'{path}:', *(f'{name:>14} : {value}' for name, value in rows)]

@@ -6,15 +6,17 @@ in its code; printed are the latter.
 """
 
 import errno
+import re
 import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import Refused
-from mirrorfs.fs import mdstat
+from mirrorfs.fs import mdstat, mounting
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, WORDS
 from mirrorfs.mirror.badblocks import only_there
 from mirrorfs.mirror.behind import Backlog
@@ -24,6 +26,7 @@ from mirrorfs.pool import Entry, Pool
 from mirrorfs.units import parse_size
 from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
+from mirrorfs.volume.logplace import INTERNAL, NONE, place_of
 from mirrorfs.volume.rebuild import Rebuilder
 
 _SECTORS_MAX = (1 << 63) // limits.SECTOR
@@ -223,19 +226,21 @@ def _one(words: list[str], what: str) -> str:
 
 
 async def _create(place: Place, words: list[str]) -> None:
-    """NAME SIZE LEG [LEG…] [chunk=SIZE] [log=none|internal] [force]"""
+    """NAME SIZE LEG [LEG…] [chunk=SIZE] [log=none|internal|PATH] [force]"""
     plain = [word for word in words if '=' not in word or word.startswith(('/', '.'))]
     options = dict(word.split('=', 1) for word in words if word not in plain)
     force = 'force' in plain
     plain = [word for word in plain if word != 'force']
     unknown = set(options) - {'chunk', 'log'}
-    if unknown or options.get('log', 'internal') not in ('none', 'internal'):
-        raise Refused(errno.EINVAL, f'{" ".join(sorted(unknown)) or "log=" + options["log"]}: not an option')
+    if unknown:
+        raise Refused(errno.EINVAL, f'{" ".join(sorted(unknown))}: not an option')
     if len(plain) < 3:
         raise Refused(errno.EINVAL, 'wanted is NAME SIZE LEG [LEG…]')
     chunk = parse_size(options['chunk']) if 'chunk' in options else 0
-    logged = options.get('log') != 'none'
-    request = Request(plain[0], parse_size(plain[1]), [_absolute(p) for p in plain[2:]], chunk, logged, force)
+    log = options.get('log', INTERNAL)
+    outside = '' if log in (NONE, INTERNAL) else await _outside_the_mount(place, log)
+    legs = [_absolute(path) for path in plain[2:]]
+    request = Request(plain[0], parse_size(plain[1]), legs, chunk, log != NONE, force, outside)
     await place.pool.create(request)
 
 
@@ -243,6 +248,19 @@ def _absolute(path: str) -> str:
     """The daemon has no working directory to speak of."""
     if path != 'missing' and not path.startswith('/'):
         raise Refused(errno.EINVAL, f'{path!r} is not an absolute path')
+    return path
+
+
+async def _outside_the_mount(place: Place, path: str) -> str:
+    """Return a path for a log, which no volume of this mount may hold: it would wait for itself."""
+    patience = place.pool.settings.leg_timeout
+    real = ''
+    with trio.move_on_after(patience):
+        real = await trio.to_thread.run_sync(mounting.real_path, _absolute(path), abandon_on_cancel=True)
+    if not real:
+        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
+    if place.mountpoint in (real, *(str(parent) for parent in Path(real).parents)):
+        raise Refused(errno.EINVAL, f'{path} is in this very mount')
     return path
 
 
@@ -477,6 +495,18 @@ async def _set_quorum_policy(place: Place, words: list[str]) -> None:
     await place.volume.require()[0].volume.quorum.change(quorum_policy=WriterPolicy[word])
 
 
+async def _set_location(place: Place, words: list[str]) -> None:
+    """none, internal or a path, with md's spellings for internal: +N, -N, N; force overwrites a file."""
+    word, *flags = words
+    if set(flags) - {'force'}:
+        raise Refused(errno.EINVAL, f'{" ".join(flags)}: wanted is none, internal or PATH, and perhaps force')
+    if re.fullmatch(r'[+-]?\d*[1-9]\d*', word):
+        word = INTERNAL
+    if word not in (NONE, INTERNAL):
+        word = await _outside_the_mount(place, word)
+    await place.volume.require()[1].move_log(word, force='force' in flags)
+
+
 async def _can_clear(place: Place, words: list[str]) -> None:
     word = _one(words, 'true or false')
     if word not in ('true', 'false'):
@@ -538,8 +568,8 @@ VOLUME_FILES: dict[str, ControlFile] = {
 }
 
 BITMAP_FILES: dict[str, ControlFile] = {
-    'metadata': ControlFile(_recorded(lambda e: 'internal' if e.record and e.record.logged else 'none')),
-    'location': ControlFile(_recorded(lambda e: 'internal' if e.record and e.record.logged else 'none')),
+    'metadata': ControlFile(_recorded(lambda e: e.record and mdstat.bitmap_word(e.record))),
+    'location': ControlFile(_recorded(lambda e: e.record and place_of(e.record)), _set_location),
     'chunksize': ControlFile(_recorded(lambda e: e.record and e.record.chunk_size)),
     'time_base': ControlFile(_recorded(_time_base), _set_time_base),
     'backlog': ControlFile(_recorded(lambda e: e.record and e.record.backlog), _set_backlog),

@@ -13,6 +13,7 @@ from mirrorfs.metadata.wibm import pages_for
 from mirrorfs.mirror.comparing import UNIT_SECTORS, Mismatch, with_names
 from mirrorfs.model import LegState, Slot, VolumeRecord, WriterPolicy
 from mirrorfs.pool import Entry, Pool
+from mirrorfs.volume.logplace import place_of
 from mirrorfs.volume.passes import Progress
 
 _BAR = 20
@@ -47,7 +48,8 @@ def _volume_lines(entry: Entry) -> list[str]:
         chunk = record.chunk_size // 1024
         pages = pages_for(record.chunks)
         used = pages if volume.log.count(DIRTY) else 0
-        lines.append(f'      bitmap: {used}/{pages} pages [{pages * 4}KB], {chunk}KB chunk')
+        file = f', file: {record.log_path}' if record.log_is_outside else ''
+        lines.append(f'      bitmap: {used}/{pages} pages [{pages * 4}KB], {chunk}KB chunk{file}')
     return lines
 
 
@@ -58,6 +60,11 @@ def _mark(slot: Slot) -> str:
         return f'{mostly}(F)'
     idle = '(S)' if slot.state is LegState.STANDBY else ''
     return f'{mostly}{idle}(R)' if slot.replaces >= 0 else f'{mostly}{idle}'
+
+
+def bitmap_word(record: VolumeRecord) -> str:
+    """Return md's word for where the log is."""
+    return 'external' if record.log_is_outside else place_of(record)
 
 
 def _map(record: VolumeRecord, in_sync: list[int]) -> str:
@@ -115,10 +122,11 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         're_add_policy': record.return_policy.name.lower(),
         'degraded': record.degraded,
         'events': record.events,
-        'bitmap': 'internal' if record.logged else 'none',
         'max_read_errors': record.max_read_errors,
         'quorum': record.quorum,
         'quorum_policy': record.quorum_policy.name.lower(),
+        'bitmap': bitmap_word(record),
+        'bitmap_location': place_of(record),
         'legs': [],
     }
     if entry.started:

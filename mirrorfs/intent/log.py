@@ -13,7 +13,7 @@ Two arrays, because a flag that is only wanted protects nothing:
 """
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,18 +23,29 @@ from mirrorfs.metadata.wibm import PAGE_CHUNKS, States, encode_page, pages_for
 
 _PROTECT_BY_BEING_SET = np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC)
 _PROTECT_BY_BEING_CLEAR = np.uint8(UNWRITTEN | UNZEROED)
+MAP = UNWRITTEN | UNZEROED
+"""The map of never-written chunks, which is kept on every leg wherever the log is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pages to be made durable together.  `states` maps a page number to its uint8 states."""
+    """Pages to be made durable together.  `states` maps a page number to its uint8 states.
+
+    `mapped` are those in which the map of never-written chunks changed.
+    """
 
     volume: uuid.UUID
     serial: int
     states: dict[int, States]
+    mapped: frozenset[int] = frozenset()
 
     def encode(self, page: int, copy: int) -> bytes:
         return encode_page(self.volume, page, copy, self.serial, self.states[page])
+
+    def of_map(self) -> 'Batch':
+        """Return what legs must have of it that hold the map alone."""
+        mapped = self.states.keys() & self.mapped
+        return replace(self, states={page: self.states[page] & np.uint8(MAP) for page in mapped})
 
 
 class IntentLog:
@@ -49,6 +60,7 @@ class IntentLog:
         self.durable = states.copy()
         self.serial = serial
         self._pending = np.zeros(pages_for(len(states)), np.bool_)
+        self._mapped = self._pending.copy()
 
     def __len__(self) -> int:
         return len(self.states)
@@ -68,8 +80,11 @@ class IntentLog:
         new = (part | np.uint8(set_)) & np.uint8(ALL & ~clear)
         if np.array_equal(new, part):
             return False
+        pages = slice(first // PAGE_CHUNKS, last // PAGE_CHUNKS + 1)
+        self._pending[pages] = True
+        if ((new ^ part) & np.uint8(MAP)).any():
+            self._mapped[pages] = True
         part[:] = new
-        self._pending[first // PAGE_CHUNKS : last // PAGE_CHUNKS + 1] = True
         return True
 
     def update_chunks(self, chunks: npt.NDArray[np.intp], set_: int = 0, clear: int = 0) -> int:
@@ -79,6 +94,7 @@ class IntentLog:
         changed = chunks[new != old]
         self.states[chunks] = new
         self._pending[changed // PAGE_CHUNKS] = True
+        self._mapped[chunks[((new ^ old) & np.uint8(MAP)) != 0] // PAGE_CHUNKS] = True
         return len(changed)
 
     def where(self, set_: int, clear: int = 0) -> npt.NDArray[np.intp]:
@@ -98,18 +114,20 @@ class IntentLog:
 
     def touch_all(self) -> None:
         """Mark every page to be written, as for a log that legs do not have yet."""
-        self._pending[:] = True
+        self.touch_pages(np.ones(self.pages, np.bool_))
 
     def touch_pages(self, pages: npt.NDArray[np.bool_]) -> None:
         """Mark pages (bool [pages]) to be written."""
         self._pending |= pages
+        self._mapped |= pages
 
     def begin(self) -> Batch:
         """Take all pending pages.  Until `finish`, what they change protects in neither direction."""
         self.serial += 1
         pages = np.flatnonzero(self._pending).tolist()
-        self._pending[:] = False
-        batch = Batch(self.volume, self.serial, {page: self._page(page).copy() for page in pages})
+        mapped = frozenset(np.flatnonzero(self._mapped).tolist())
+        self._pending[:] = self._mapped[:] = False
+        batch = Batch(self.volume, self.serial, {page: self._page(page).copy() for page in pages}, mapped)
         for page, wanted in batch.states.items():
             durable = self._page(page, self.durable)
             durable[:] = (durable & wanted & _PROTECT_BY_BEING_SET) | (
@@ -125,6 +143,7 @@ class IntentLog:
     def abandon(self, batch: Batch) -> None:
         """The batch may be on some legs or on none: write its pages again with the next one."""
         self._pending[list(batch.states)] = True
+        self._mapped[list(batch.mapped)] = True
 
     def whole(self) -> Batch:
         """Return a batch of all pages as they are wanted now, for a leg that is about to join."""
@@ -136,10 +155,10 @@ class IntentLog:
         more = np.full(chunks - len(self.states), state, np.uint8)
         self.states = np.concatenate((self.states, more))
         self.durable = np.concatenate((self.durable, more))
-        pending = np.zeros(pages_for(chunks), np.bool_)
-        pending[: self.pages] = self._pending
-        pending[self.pages - 1 :] = True
-        self._pending = pending
+        fresh = np.ones(pages_for(chunks) - self.pages, np.bool_)
+        self._pending = np.concatenate((self._pending, fresh))
+        self._mapped = np.concatenate((self._mapped, fresh))
+        self._pending[-1 - len(fresh)] = self._mapped[-1 - len(fresh)] = True  # the last old page is longer
 
     def _page(self, page: int, array: States | None = None) -> States:
         base = self.states if array is None else array

@@ -20,6 +20,8 @@ class Leg(Protocol):
     path: str
     sharing: int | None
     """Identifies the filesystem that holds the leg; None for a device.  Equal ones run full together."""
+    identity: object
+    """Tells this very file or device from a copy of it."""
 
     @property
     def calls(self) -> int:

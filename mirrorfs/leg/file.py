@@ -43,7 +43,7 @@ class FileLeg:
         info = os.fstat(fd)
         self.is_device = stat.S_ISBLK(info.st_mode)
         self.sharing = None if self.is_device else info.st_dev
-        self.identity = (info.st_dev, info.st_ino)
+        self.identity: object = (info.st_dev, info.st_ino)
         self._device = info.st_rdev
         self._workers = Workers(path, limits.LEG_CALLS)
         # The kernel reports a lost write once to each open file: a sync through one must not take the report

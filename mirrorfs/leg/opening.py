@@ -18,7 +18,7 @@ from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.leg.base import Leg
 from mirrorfs.leg.file import FileLeg, closing
-from mirrorfs.metadata import wibm
+from mirrorfs.metadata import logfile, wibm
 
 
 def open_leg(path: str, *, create_size: int = 0) -> tuple[FileLeg, bool]:
@@ -159,6 +159,12 @@ def read_super(fd: int) -> tuple[wibm.LegSuper, int]:
     return wibm.newest_super(first, second)
 
 
+def read_log_header(fd: int) -> logfile.LogHeader:
+    """Return the newest header of a log file.  Raises BadMetadata, OSError."""
+    first, second = (os.pread(fd, limits.PAGE, offset) for offset in logfile.HEADER_OFFSETS)
+    return logfile.newest_header(first, second)[0]
+
+
 def require_blank(leg: FileLeg) -> None:
     """Raise Refused(EEXIST) if the leg bears anyone's signature: ours, a filesystem, partitions, LUKS, md."""
     try:
@@ -167,6 +173,13 @@ def require_blank(leg: FileLeg) -> None:
         pass
     else:
         what = f'slot {sup.slot} of mirrorfs volume {sup.record.name} ({sup.record.uuid})'
+        raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
+    try:
+        header = read_log_header(leg.fd)
+    except BadMetadata:
+        pass
+    else:
+        what = f'the log of mirrorfs volume {header.name} ({header.volume})'
         raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
     if leg.size and (found := signature(leg.path)):
         raise Refused(errno.EEXIST, f'{leg.path} has a {found} signature; use --force to overwrite it')

@@ -178,11 +178,14 @@ def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:
 
 def _with_pool_facts(truth: VolumeRecord, pool: VolumeRecord) -> VolumeRecord:
     """Legs do not know paths, names after a rename, nor the image's mode and owner."""
+    log_path = pool.log_path if truth.log_is_outside else ''
     slots = tuple(
         slot.but(path=old.path) if slot.leg == old.leg and slot.path != old.path else slot
         for slot, old in zip(truth.slots, pool.slots, strict=True)
     )
-    return truth.but(slots=slots, name=pool.name, mode=pool.mode, uid=pool.uid, gid=pool.gid)
+    return truth.but(
+        slots=slots, name=pool.name, mode=pool.mode, uid=pool.uid, gid=pool.gid, log_path=log_path
+    )
 
 
 def _name(record: VolumeRecord, number: int) -> str:

@@ -9,11 +9,17 @@ rounds; a round serves all who came before it began (group commit).  Why the ord
 * a leg that fails during a round is expelled and the round begins again, before anyone is told that it is
   done: what an absent leg lacks is recorded before it is acknowledged (invariant 3).
 
+Where the log is in a file outside the legs, a round stores all pages there first, then its header, so that
+it is never behind a leg; legs are given only the pages whose map of never-written chunks changed.  While the
+log moves, it is in both places.  A log outside that fails is given up, by the same round: superblocks say so
+before any page, since what was not stored outside protects nothing.
+
 The first thing that becomes durable in a session carries a new event count, the ACTIVE flag and the legs
 that are absent; a session in which nothing is written changes nothing on the medium.
 """
 
 import errno
+import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +33,7 @@ from mirrorfs.intent.log import Batch, IntentLog
 from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.fanout import Failures, fan_out, judge
+from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import LegState, VolumeRecord
 
@@ -49,6 +56,7 @@ class Observer(Protocol):
     def leg_expelled(self, slot: int, path: str, reason: str) -> None: ...
 
     def leg_replaced(self, old: str, new: str) -> None: ...
+    def log_lost(self, path: str, reason: str) -> None: ...
 
 
 class _Round:
@@ -76,6 +84,7 @@ class Keeper:
         pooled: VolumeRecord,
         serial: int,
         leg_timeout: float,
+        outside: LogFile | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
         new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
@@ -85,11 +94,15 @@ class Keeper:
         self.quarantine: dict[int, Member] = {}
         """Expelled legs that may still have calls under way.  The observer closes them, when nobody writes
         to them around the slow path any more."""
-        self.left: dict[int, int] = {}
-        """What log serial a leg had when it left: one that comes back with less is an older copy of it."""
+        self.left: dict[int, Member] = {}
+        """Who left since the start: one that comes back with an older log is an older copy."""
         self.faulted: set[int] = set()
         """Legs that failed by themselves, not by the admin's word, since the start."""
         self.log = log
+        self.outside = outside
+        """The log's file; while the log moves there, also before the record names it."""
+        self.log_trouble = ''
+        """Why the last file was given up."""
         self.leg_timeout = leg_timeout
         self.clock = clock
         self.new_uuid = new_uuid
@@ -188,7 +201,7 @@ class Keeper:
         for slot in slots:
             member = self.members.pop(slot)
             self.quarantine[slot] = member
-            self.left[slot] = member.log_serial
+            self.left[slot] = member
             if member.backlog:
                 member.backlog.drop(LegError(errno.EIO, f'{member.leg.path} has left'))
             if isinstance(failures[slot], OSError):
@@ -238,8 +251,12 @@ class Keeper:
             if self._session_wanted or self.log.pending or unlisted or self.record is not self._recorded:
                 self._begin_session()
             record, batch = self.record, self.log.begin()
+            serial = 0 if record is self._recorded else self.next_serial()
+            if not await self._store_outside(record, batch, serial):
+                self.log.abandon(batch)
+                continue
             members = list(self.members.values())
-            failures = await self._store_on_legs(members, record, batch)
+            failures = await self._store_on_legs(members, record, batch, serial)
             verdict = judge(members, self.in_sync, failures)
             if failures:
                 self.log.abandon(batch)
@@ -272,25 +289,64 @@ class Keeper:
             self.record = self.record.but(events=self.record.events + 1)
         self._observer.legs_changing()
 
-    async def _store_on_legs(self, members: list[Member], record: VolumeRecord, batch: Batch) -> Failures:
-        in_sync = self.in_sync
-        if batch.states:
-            failures = await fan_out(members, in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
-            if failures:
-                return failures
-        unlisted = [member for member in members if member.bad is not member.bad_stored]
-        if unlisted:
-            others = any(member.slot in in_sync for member in members if member not in unlisted)
-            patient = None if others else in_sync
-            failures = await fan_out(unlisted, patient, lambda m: m.store_bad(record.uuid), self.leg_timeout)
-            if failures:
-                return failures
-        if record is self._recorded:
+    async def _store_outside(self, record: VolumeRecord, batch: Batch, serial: int) -> bool:
+        """Store in the log's file, if there is one; return False where it was given up for that."""
+        file = self.outside
+        if file is None:
+            return True
+        try:
+            with trio.fail_after(self.leg_timeout):
+                await file.store(batch, record if serial else None, serial)
+        except OSError as error:
+            self._give_up(file, _reason(error))
+        except trio.TooSlowError:
+            self._give_up(file, f'did not answer within {self.leg_timeout:g} s')
+        return self.outside is file
+
+    def _give_up(self, file: LogFile, reason: str) -> None:
+        """The file has failed.  If it is the volume's log, there is none from now on."""
+        self.outside, self.log_trouble = None, reason
+        file.leg.close()
+        if self.record.log_id == file.identity:
+            self.record = membership.move_log(self.record, None)
+            self.log.touch_all()  # legs have but the map
+            self._observer.log_lost(file.leg.path, reason)
+            self._observer.legs_changing()
+
+    async def _store_on_legs(
+        self, members: list[Member], record: VolumeRecord, batch: Batch, serial: int
+    ) -> Failures:
+        if self._recorded.log_is_outside and not record.logged:
+            # What they have been told so far is to look in a log that lacks the marks of these pages.
+            failures = await self._store_supers(members, record, serial)
+            failures = failures or await self._store_pages(members, batch)
+            return failures or await self._store_lists(members, record)
+        if record.log_is_outside and record.log_id == self._recorded.log_id:
+            batch = batch.of_map()
+        failures = await self._store_pages(members, batch)
+        failures = failures or await self._store_lists(members, record)
+        return failures or await self._store_supers(members, record, serial)
+
+    async def _store_pages(self, members: list[Member], batch: Batch) -> Failures:
+        if not batch.states:
             return {}
-        self._serial += 1
+        return await fan_out(members, self.in_sync, lambda m: m.store_pages(batch), self.leg_timeout)
+
+    async def _store_lists(self, members: list[Member], record: VolumeRecord) -> Failures:
+        """Store the bad-block lists that have changed."""
+        unlisted = [member for member in members if member.bad is not member.bad_stored]
+        if not unlisted:
+            return {}
+        others = any(member.slot in self.in_sync for member in members if member not in unlisted)
+        patient = None if others else self.in_sync
+        return await fan_out(unlisted, patient, lambda m: m.store_bad(record.uuid), self.leg_timeout)
+
+    async def _store_supers(self, members: list[Member], record: VolumeRecord, serial: int) -> Failures:
+        if not serial:
+            return {}
         stamped = record.but(updated_us=self.clock())
-        serial = self._serial
-        return await fan_out(members, in_sync, lambda m: m.store_super(stamped, serial), self.leg_timeout)
+        storing = functools.partial(Member.store_super, record=stamped, serial=serial)
+        return await fan_out(members, self.in_sync, storing, self.leg_timeout)
 
     def next_serial(self) -> int:
         """Return a superblock serial above all before it, for a leg that is being formatted."""

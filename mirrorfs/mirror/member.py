@@ -5,7 +5,6 @@ import uuid
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import trio
 
 from mirrorfs.errors import LegError
@@ -14,28 +13,23 @@ from mirrorfs.leg.base import Buffer, LaneLeg, Leg
 from mirrorfs.metadata import badlist, wibm
 from mirrorfs.mirror.badblocks import BadBlocks
 from mirrorfs.mirror.behind import Backlog
+from mirrorfs.mirror.pages import PageStore
 from mirrorfs.mirror.readerrors import ReadErrors
 from mirrorfs.model import VolumeRecord
 
 
-class Member:
-    """One slot's leg while it takes writes.  Offsets of data are bytes of the volume.
+class Member(PageStore):
+    """One slot's leg while it takes writes.  Offsets of data are bytes of the volume."""
 
-    Metadata writes alternate between two copies, and each is durable before the other may be overwritten:
-    the keeper has only one round under way, and a copy becomes current only when its write has returned.
-    """
+    layout: wibm.Layout
 
     def __init__(self, slot: int, leg: Leg, identity: uuid.UUID, layout: wibm.Layout, pages: int) -> None:
+        super().__init__(leg, pages)
         self.slot = slot
-        self.leg = leg
         self.lane = leg if isinstance(leg, LaneLeg) else None
         """The leg as the data lane may use it, if it may."""
         self.identity = identity
         self.layout = layout
-        self.page_copies: npt.NDArray[np.uint8] = np.ones(pages, np.uint8)
-        """The current copy of each log page (uint8 [pages]); the next write goes to the other one."""
-        self.log_serial = 0
-        """The serial of the last batch of log pages on the leg."""
         self.super_copy = 1
         self.stuck: list[trio.Event] = []
         """One for each call of a superseded lane, set when it has come back: no data may overtake them."""
@@ -117,32 +111,7 @@ class Member:
 
     async def load_log(self, record: VolumeRecord) -> wibm.LogImage:
         """Read and decode the leg's log.  Raises OSError where the leg cannot be read at all."""
-        length = wibm.pages_for(record.chunks) * wibm.PAGE
-        copies = [bytes(await self.leg.read(self.layout.page_offset(0, copy), length)) for copy in (0, 1)]
-        image = wibm.decode_log(record.uuid, record.chunks, lambda copy: copies[copy])
-        self.log_serial = int(image.serials.max())
-        self.page_copies = np.where(image.current == wibm.NO_COPY, 1, image.current).astype(np.uint8)
-        return image
-
-    async def store_pages(self, batch: Batch) -> None:
-        """Make the batch durable in the copies that are not current, then call those current."""
-        pages = sorted(batch.states)
-        start = 0
-        for end in range(1, len(pages) + 1):
-            if end < len(pages) and self._continues(pages[end - 1], pages[end]):
-                continue
-            run = pages[start:end]
-            copy = 1 - int(self.page_copies[run[0]])
-            data = b''.join(batch.encode(page, copy) for page in run)
-            await self.leg.write(self.layout.page_offset(run[0], copy), data, durable=True)
-            start = end
-        for page in pages:
-            self.page_copies[page] = 1 - self.page_copies[page]
-        self.log_serial = batch.serial
-
-    def _continues(self, page: int, following: int) -> bool:
-        """Whether two pages lie side by side on the leg, so that one write takes both."""
-        return following == page + 1 and bool(self.page_copies[page] == self.page_copies[following])
+        return await self.load_pages(record.uuid, record.chunks)
 
     async def store_log_anew(self, batch: Batch) -> None:
         """Write both copies of every page, for a leg whose old log must not win over the volume's."""

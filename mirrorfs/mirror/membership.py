@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 from mirrorfs import limits
-from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
+from mirrorfs.model import NO_UUID, Generation, LegState, Slot, VolumeRecord
 
 
 class Kinship(enum.Enum):
@@ -257,6 +257,23 @@ def free_slot(record: VolumeRecord) -> int | None:
     replaced = {slot.replaces for slot in record.slots}
     removed = (n for n in record.where(LegState.REMOVED) if n not in replaced)
     return vacant[0] if vacant else next(removed, None)
+
+
+def move_log(record: VolumeRecord, log: uuid.UUID | None, path: str = '') -> VolumeRecord:
+    """Have the log on the legs (NO_UUID), in the file of that UUID, or nowhere (None).
+
+    Without a log nothing is tracked: legs that are away need everything, and so do those coming back.
+    """
+    record = record.but(events=record.events + 1, log_id=log or NO_UUID, log_path=path)
+    if log is not None:
+        return record.but(logged=True)
+    record = record.but(logged=False)
+    for number, slot in enumerate(record.slots):
+        if slot.state is LegState.SPARE:
+            record = record.with_slot(number, slot.but(full=True, mark=0))
+        elif slot.tracked_since:
+            record = record.with_slot(number, slot.but(tracked_since=0))
+    return record
 
 
 def needs_tracking(record: VolumeRecord) -> bool:

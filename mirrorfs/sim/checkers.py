@@ -10,14 +10,14 @@ import itertools
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mirrorfs.errors import BadMetadata
-from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
-from mirrorfs.metadata import badlist, wibm
+from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
+from mirrorfs.metadata import badlist, logfile, wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
@@ -46,7 +46,7 @@ class Checkers:
         self._log_pages = [self.layout.page_offset(0, copy) // wibm.PAGE for copy in (0, 1)]
         self.found_before = 0
         """How many units scrubs had found to differ before this run."""
-        self._known: dict[str, tuple[CrashDisk, tuple[int, int], Said]] = {}
+        self._known: dict[str, tuple[CrashDisk, object, Said]] = {}
 
     # At every step of a running volume
 
@@ -114,9 +114,9 @@ class Checkers:
         first = (call.offset - self.layout.data_offset) // CHUNK
         last = (call.offset - self.layout.data_offset + call.length - 1) // CHUNK
         for disk in disks:
-            states = self.durable_states(disk)
+            record, states = self._whole(disk).sup.record, self.durable_states(disk)
             for chunk in range(first, last + 1):
-                marked = states[chunk] & DIRTY if world.logged else self._active(disk)
+                marked = states[chunk] & DIRTY if record.logged else record.active
                 unwritten = states[chunk] & UNWRITTEN
                 if not ((marked and not unwritten) or (call.zeros and unwritten)):
                     raise Violation('intent-first', f'data for chunk {chunk} before its mark on {disk.name}')
@@ -153,7 +153,7 @@ class Checkers:
         said = [self._whole(disk) for disk in disks]
         newest = max(one.log_serial for one in said)  # where a page rots, older marks stand beside newer ones
         current = [one for one in said if one.log_serial == newest]
-        for chunk in clean_chunks(self._world.logged, *current):
+        for chunk in clean_chunks(*current):
             self._settled(disks, chunk, 'clearing-last', 'is clean in a log')
 
     def _settled(self, disks: list[CrashDisk], chunk: int, checker: str, why: str) -> None:
@@ -167,10 +167,10 @@ class Checkers:
 
     def _missed(self, disks: list[CrashDisk]) -> None:
         """Invariants 4, 6: what a leg that left, or is coming back, lacks is known to every survivor."""
-        if not self._world.logged:
-            return
         for disk in disks:
             said = self._whole(disk)
+            if not said.sup.record.logged:
+                continue
             for number in said.followed:
                 other = self.disk_of(said.sup.record.slots[number].leg)
                 if other is None or other is disk:
@@ -294,9 +294,10 @@ class Checkers:
         for disk in disks:
             if disk.pending:
                 raise Violation('clean-stop', f'{disk.name} was stopped with writes not flushed')
-            if self._active(disk):
+            record, states = self._whole(disk).sup.record, self.durable_states(disk)
+            doubtful = record.log_is_outside and (states & np.uint8(NEEDS_RESYNC)).any()
+            if record.active and not doubtful:
                 raise Violation('clean-stop', f'{disk.name} was stopped and says active')
-            states = self.durable_states(disk)
             if ((states & np.uint8(DIRTY | NEEDS_RESYNC)) == DIRTY).any():
                 raise Violation('clean-stop', f'{disk.name} was stopped with a dirty log')
 
@@ -309,6 +310,17 @@ class Checkers:
             alike = all(self._same(disk, disks[0], chunk, visible=True) for disk in disks)
             if not alike and not states[chunk] & (NEEDS_RESYNC | UNWRITTEN):
                 raise Violation('log-covers', f'legs differ in chunk {chunk} and the log does not say so')
+
+    def log_lost(self, why: str) -> None:
+        """A log outside the legs is given up only where something is wrong with it."""
+        world = self._world
+        self.made['log-kept'] += 1
+        hurt = {name for name in world.away | world.gone | world.tainted if name not in self._legs_by_name()}
+        if not (world.troubled or world.forced or hurt):
+            raise Violation('log-kept', f'the log was given up without a reason: {why}')
+
+    def _legs_by_name(self) -> set[str]:
+        return {name for name, disk in self._world.disks.items() if leg_of(disk)}
 
     def refusal(self, why: str) -> None:
         """A volume is refused only where no current leg is at hand, or lineages conflict."""
@@ -401,9 +413,6 @@ class Checkers:
         pages = range(first, first + CHUNK_BLOCKS)
         return any(not disk.spoiled.isdisjoint(pages) for disk in self._world.disks.values())
 
-    def _active(self, disk: CrashDisk) -> bool:
-        return self._whole(disk).sup.record.active
-
     def log_serial(self, disk: CrashDisk) -> int:
         """Return the serial of the newest page of a disk's log, 0 where none is whole."""
         return self._said(disk).log_serial
@@ -416,14 +425,18 @@ class Checkers:
         return said
 
     def _said(self, disk: CrashDisk) -> 'Said':
-        chunks = self._world.chunks
+        world, chunks = self._world, self._world.chunks
+        # What somebody put an old copy in the place of will not be believed.
+        media = [other.durable for name, other in world.disks.items() if name not in world.tainted]
+        logs = [medium for medium in media if log_header(medium)]
+        key = (disk.changes, chunks, *(log_pages(medium) for medium in logs))
         known = self._known.get(disk.name)
-        if known and known[0] is disk and known[1] == (disk.changes, chunks):
+        if known and known[0] is disk and known[1] == key:
             return known[2]
         assert chunks <= wibm.PAGE_CHUNKS
         pages = [disk.durable.page(page) for page in (*SUPER_PAGES, *self._log_pages)]
-        said = read_metadata(self._world.uuid, chunks, *pages)
-        self._known[disk.name] = disk, (disk.changes, chunks), said
+        said = with_log_outside(read_metadata(world.uuid, chunks, *pages), *map(log_pages, logs))
+        self._known[disk.name] = disk, key, said
         return said
 
     def _copy_serial(self, disk: CrashDisk, copy: int) -> int:
@@ -496,12 +509,54 @@ def read_metadata(volume: uuid.UUID, chunks: int, *pages: bytes) -> Said:
     return Said(sorted(sups, key=lambda sup: sup.serial), decode_log(volume, chunks, *pages[2:]))
 
 
+def log_header(medium: Medium) -> logfile.LogHeader | None:
+    """Return the newest header on a medium that holds a log outside the legs, None where there is none."""
+    return newest_header(medium.page(0), medium.page(1))
+
+
+def log_pages(medium: Medium) -> tuple[bytes, ...]:
+    """Return the two copies of such a log's header and of its only page."""
+    return tuple(medium.page(page) for page in range(4))
+
+
 @functools.lru_cache(maxsize=1024)
-def clean_chunks(logged: bool, *said: Said) -> list[int]:
+def newest_header(first: bytes, second: bytes) -> logfile.LogHeader | None:
+    try:
+        return logfile.newest_header(first, second)[0]
+    except BadMetadata:
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def with_log_outside(said: Said, *logs: tuple[bytes, ...]) -> Said:
+    """Return what a start would find with a disk that says this, where the log is in one of `logs`.
+
+    Without its log, all that was written may be dirty, unless it was stopped; and nothing was tracked.
+    """
+    if not said.sups or not said.sup.record.log_is_outside:
+        return said
+    chunks, record = len(said.log.states), said.sup.record
+    states = said.log.states & np.uint8(UNWRITTEN | UNZEROED)
+    for pages in logs:
+        header = newest_header(*pages[:2])
+        if header and header.log == record.log_id and header.serial >= said.sup.serial:
+            outside = decode_log(header.log, chunks, *pages[2:])
+            states |= outside.states & np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC)
+            found = Said(said.sups, replace(said.log, states=states))
+            found.damaged = 'copy of a log page outside' if outside.damaged else found.damaged
+            return found
+    if record.active:
+        states[(states & UNWRITTEN) == 0] |= DIRTY | MODIFIED | NEEDS_RESYNC
+    lost = replace(said.sup, record=membership.move_log(record, None))
+    return Said([lost], replace(said.log, states=states))
+
+
+@functools.lru_cache(maxsize=1024)
+def clean_chunks(*said: Said) -> list[int]:
     """Return the chunks that are clean for some of the legs that say this."""
     clean = np.zeros(len(said[0].log.states), np.bool_)
     for one in said:
-        if logged or not one.sup.record.active:
+        if one.sup.record.logged or not one.sup.record.active:
             clean |= (one.log.states & np.uint8(DIRTY | UNWRITTEN | NEEDS_RESYNC)) == 0
     return np.flatnonzero(clean).tolist()
 

@@ -90,6 +90,7 @@ class Frozen:
             pauses=before.pauses,
             used=before.used,
             mark_interval=before.mark_interval,
+            outside=before.outside,
         )
         after.chunks = self.chunks
         after.files = self.files.copy()

@@ -310,6 +310,7 @@ class CrashLeg:
     def __init__(self, disk: CrashDisk, hook: Hook = _no_hook, *, sharing: int | None = None) -> None:
         self.path = f'/sim/{disk.name}'
         self.disk = disk
+        self.identity: object = disk
         self.sharing = sharing
         self.calls = 0
         self.closed = False

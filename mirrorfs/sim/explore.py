@@ -20,7 +20,7 @@ from mirrorfs.sim.world import CHUNK, World
 
 FATES = ('none', 'all', 'd0', 'd1', 'pool', 'kill', 'tear:1', 'tear:2', 'tear:3')
 """Those that are recovered."""
-JUDGED_FATES = (*FATES, 'd2', 'd3', *(f'tear:{number}' for number in range(4, 8)))
+JUDGED_FATES = (*FATES, 'd2', 'd3', 'd90', *(f'tear:{number}' for number in range(4, 8)))
 """Those that are judged."""
 
 TWICE = (Session((), (('remember',),)), Session((), (('unchanged',),)), Session((), (('unchanged',),)))

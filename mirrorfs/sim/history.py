@@ -13,7 +13,7 @@ from mirrorfs.metadata.wibm import PAGE_HEADER
 from mirrorfs.sim.faults import Fault, Key
 from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.simlane import LaneWorld
-from mirrorfs.sim.world import CHUNK_BLOCKS, PAUSES, World
+from mirrorfs.sim.world import CHUNK_BLOCKS, LOGS, PAUSES, World
 from mirrorfs.volume.admin import FLAGS
 
 STOP = 'stop'
@@ -49,6 +49,7 @@ class Run:
     pauses: tuple[int, ...] = PAUSES
     used: bool = False
     mark_interval: float = 0.0
+    outside: bool = False
 
     def world(self) -> World:
         kind = LaneWorld if self.lane else World
@@ -62,6 +63,7 @@ class Run:
             pauses=self.pauses,
             used=self.used,
             mark_interval=self.mark_interval,
+            outside=self.outside,
         )
 
     def but(self, **changes: object) -> 'Run':
@@ -81,7 +83,7 @@ class Run:
             for s in self.sessions
         ]
         options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses)
-        options += (self.used, self.mark_interval)  # type: ignore[assignment]
+        options += (self.used, self.mark_interval, self.outside)  # type: ignore[assignment]
         return repr((self.seed, options, sessions))
 
     @classmethod
@@ -118,21 +120,24 @@ class Composer:
         self.legs = rng.choice((2, 2, 2, 2, 3, 3, 1))
         self.chunks = rng.choice((2, 2, 3, 4))
         self.disks = self.legs
+        self.outside = rng.random() < OUTSIDE_SHARE
         sessions = [self._session() for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
         rotten = any(word[0] == 'corrupt' for session in sessions for word in session.before)
-        if rng.random() < 0.1 and self.legs == self.disks == 2 and not rotten:
+        moved = self.outside or 'log' in repr(sessions)  # a log outside has one host
+        if rng.random() < 0.1 and self.legs == self.disks == 2 and not rotten and not moved:
             sessions += self._apart()
         return Run(
             self.seed,
             tuple(sessions),
             self.chunks,
             self.legs,
-            logged=rng.random() < 0.85,
+            logged=self.outside or rng.random() < 0.85,
             sharing=rng.random() < 0.1,
             lane=rng.random() < LANE_SHARE,
             pauses=rng.choice(((0,), PAUSES, PAUSES, (1, 1, 2, 5), (0, 0, 0, 15))),
             used=rng.random() < USED_SHARE,
             mark_interval=rng.choice((0.0, 0.0, 0.0, 5.0)),
+            outside=self.outside,
         )
 
     def _session(self) -> Session:
@@ -173,6 +178,8 @@ class Composer:
             return (name, self.disks)
         if name == 'assemble':
             return (name, 'force') if rng.random() < 0.4 else (name,)
+        if name in ('away', 'save', 'old') and self.outside and rng.random() < 0.3:
+            disk = LOGS[0]
         return (name,) if name == 'force' else (name, disk)
 
     # While it runs
@@ -234,9 +241,13 @@ class Composer:
                 return (name, self.chunks)
             case 'quorum':
                 return (name, rng.choice((1, 2, 2, 3)), rng.choice(('error', 'readonly', 'wait')))
+            case 'log':
+                return (name, rng.choice(('none', 'internal', *LOGS, *LOGS)), rng.random() < 0.5)
             case 'sleep':
                 return (name, rng.choice((0.1, 1.0, 6.0, 12.0)))
             case 'hang' | 'release' | 'vanish' | 'appear':
+                if self.outside and rng.random() < 0.3:
+                    return (name, LOGS[0])
                 return (name, rng.randrange(self.legs))
         return (name,)
 
@@ -276,6 +287,8 @@ class Composer:
             disks = [f'd{n}' for n in range(self.legs)]
             return tuple(((d, 'write', nth + n), Fault(code=ENOSPC)) for d in disks for n in range(span))
         victim = f'd{rng.randrange(self.legs)}'
+        if self.outside and rng.random() < 0.4:
+            victim = f'd{LOGS[0]}'
         return tuple(self._fault(victim) for _ in range(rng.choice((1, 1, 2))))
 
     def _fault(self, victim: str) -> tuple[Key, Fault]:
@@ -292,6 +305,7 @@ ENXIO = 6
 _CODES = (5, 5, ENXIO, ENXIO, ENOSPC)
 LANE_SHARE = 0.2
 USED_SHARE = 0.25
+OUTSIDE_SHARE = 0.25
 _RESTING = {
     'away': 8,
     'swap': 3,
@@ -325,6 +339,7 @@ _RUNNING = {
     'backlog': 2,
     'grow': 2,
     'quorum': 2,
+    'log': 3,
     'sweep': 5,
     'sleep': 4,
     'quiet': 4,

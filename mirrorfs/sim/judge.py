@@ -18,7 +18,18 @@ from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import Plan, assemble
 from mirrorfs.model import LegState, Slot, VolumeRecord
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, SUPER_PAGES, Said, apart, bad_pages, read_metadata
+from mirrorfs.sim.checkers import (
+    CHUNK,
+    CHUNK_BLOCKS,
+    SUPER_PAGES,
+    Said,
+    apart,
+    bad_pages,
+    decode_log,
+    log_header,
+    log_pages,
+    read_metadata,
+)
 from mirrorfs.sim.crash import Frozen, Left
 from mirrorfs.sim.crashleg import Medium
 from mirrorfs.sim.model import BLOCK, tags
@@ -68,11 +79,12 @@ def judge(frozen: Frozen, fate: str) -> bool:
         raise Violation('operator', 'the pool has lost the definition of the volume')
     legs = _legs(left, frozen)
     promise = frozen.promise(power=fate != 'kill')
-    in_sync = _start(left.pool, legs, promise)
+    logs = [medium for medium in left.media if log_header(medium)]
+    in_sync = _start(left.pool, legs, logs, promise)
     if len(in_sync) > 1 and not frozen.world.rotten:
         for slot in in_sync:
             if _is_current(left.pool, slot, legs[slot].record):
-                _start(left.pool, {slot: legs[slot]}, promise)
+                _start(left.pool, {slot: legs[slot]}, logs, promise)
     return True
 
 
@@ -91,7 +103,9 @@ def _legs(left: Left, frozen: Frozen) -> dict[int, _Leg]:
     return legs
 
 
-def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> list[int]:
+def _start(
+    pool: VolumeRecord, legs: Mapping[int, _Leg], logs: Sequence[Medium], promise: Promise
+) -> list[int]:
     """Judge a start with these legs; return the slots that it would read from."""
     try:
         plan = assemble(pool, {n: leg.record for n, leg in legs.items()}, 0, False, lambda: _GENERATION)
@@ -101,7 +115,7 @@ def _start(pool: VolumeRecord, legs: Mapping[int, _Leg], promise: Promise) -> li
         return []
     record = plan.record
     in_sync = [slot for slot in plan.members if record.slots[slot].state is LegState.IN_SYNC]
-    states = _states(plan, legs, in_sync)
+    states = _states(plan, legs, in_sync, logs)
     for chunk in range(record.chunks):
         may = promise[chunk * CHUNK_BLOCKS : (chunk + 1) * CHUNK_BLOCKS]
         _judge_chunk(chunk, int(states[chunk]), [legs[slot] for slot in in_sync], may)
@@ -116,14 +130,35 @@ def _is_current(pool: VolumeRecord, slot: int, record: VolumeRecord) -> bool:
     return both and record.events >= pool.events
 
 
-def _states(plan: Plan, legs: Mapping[int, _Leg], in_sync: Sequence[int]) -> wibm.States:
+def _states(
+    plan: Plan, legs: Mapping[int, _Leg], in_sync: Sequence[int], logs: Sequence[Medium]
+) -> wibm.States:
     """Return the log that a start would begin with."""
     images = {slot: legs[slot].log(plan.record) for slot in plan.members}
+    if plan.record.log_is_outside:
+        images = {slot: doubt.map_alone(image) for slot, image in images.items()}
     log, _ = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
+    if plan.record.log_is_outside:
+        sups = [legs[slot].said.sup for slot in in_sync]
+        heard = max(sup.serial for sup in sups if sup.record.events == plan.record.events)
+        doubt.add_outside(log, _log_outside(plan.record, heard, logs))
     active = any(legs[slot].record.active for slot in plan.members)
     tracked = any(membership.needs_tracking(legs[slot].record) for slot in plan.members)
     doubt.prepare(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
     return log.states
+
+
+def _log_outside(record: VolumeRecord, heard: int, logs: Sequence[Medium]) -> wibm.LogImage:
+    """Return the log outside the legs: it is there, the pool knows it, and it is believed."""
+    if not record.log_path:
+        raise Violation('log-kept', 'the log would be lost: the pool does not know where it is')
+    for medium in logs:
+        header = log_header(medium)
+        if header and not doubt.disbelief(header, record, heard):
+            image = decode_log(header.log, record.chunks, *log_pages(medium)[2:])
+            if not image.damaged:
+                return image
+    raise Violation('log-kept', 'the log would be lost: it is an old one, or damaged')
 
 
 def _judge_chunk(chunk: int, state: int, legs: Sequence[_Leg], may: Promise) -> None:

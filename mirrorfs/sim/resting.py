@@ -13,7 +13,16 @@ from mirrorfs.metadata import wibm
 from mirrorfs.mirror.rebuilding import Claim, rebuild
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.pool import PoolDirectory
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, apart, best_super, decode_super, is_list, newest_on
+from mirrorfs.sim.checkers import (
+    CHUNK,
+    CHUNK_BLOCKS,
+    apart,
+    best_super,
+    decode_super,
+    is_list,
+    log_header,
+    newest_on,
+)
 from mirrorfs.sim.crashleg import CrashDisk, keep_all
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.violation import Violation
@@ -78,10 +87,16 @@ def _save(world: World, number: int) -> None:
 def _old(world: World, number: int) -> None:
     """Somebody puts the copy that was saved in the place of a disk."""
     name = f'd{number}'
-    if name in world.saved:
+    if name in world.saved and not _undetectable(world, name):
         before, world.disks[name] = world.disks[name], world.saved[name].cut(keep_all)
         if before.digest() != world.disks[name].digest():
             world.tainted.add(name)
+
+
+def _undetectable(world: World, name: str) -> bool:
+    """Whether a saved log outside the legs is of the very session: nothing but its marks would tell it."""
+    before, now = (log_header(disks[name].durable) for disks in (world.saved, world.disks))
+    return before is not None and now is not None and (before.log, before.serial) == (now.log, now.serial)
 
 
 def _foreign(world: World, number: int) -> None:

@@ -190,6 +190,12 @@ async def _raid_disks(world: World, count: int) -> None:
     await _admin(world, lambda word: world.admin.set_raid_disks(int(word)), count)
 
 
+async def _log(world: World, place: str | int, force: bool = False) -> None:
+    """The log moves: ``none``, ``internal``, or the number of a disk."""
+    word = place if isinstance(place, str) else f'/sim/d{place}'
+    await _admin(world, partial(world.admin.move_log, force=force), word)
+
+
 async def _admin(world: World, verb: Callable[[str], Awaitable[None]], word: int | str) -> None:
     try:
         await verb(str(word))
@@ -476,6 +482,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'backlog': _backlog,
     'grow': _grow,
     'quorum': _quorum,
+    'log': _log,
     'sweep': _sweep,
     'scrub': _scrub,
     'repair': _repair,

@@ -6,6 +6,7 @@ CHECKERS = {
     'expulsion-first': 'survivors and pool know of a leg that lacks a write before it is acknowledged (3)',
     'clearing-last': 'a durably clean chunk is flushed and equal on all legs that count (4)',
     'log-covers': 'the log names every chunk in which legs differ, and all that an absent leg lacks (4)',
+    'log-kept': 'a log outside the legs that is whole and current is not given up',
     'one-order': 'writes in flight to a leg never overlap (5)',
     'window': 'a recovering leg holds everything below its durable mark (6)',
     'never-stale': 'only legs that count are read for callers (7)',

@@ -26,7 +26,7 @@ from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror.rebuilding import Rebuilt
 from mirrorfs.model import VolumeRecord
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of, log_header
 from mirrorfs.sim.crash import DEFINITION, Frozen, decode_definition
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
 from mirrorfs.sim.faults import Fault, Key, planned
@@ -45,6 +45,8 @@ PATIENCE = 7200.0
 """Virtual seconds within which everything ends."""
 ROT = 1 << 41
 """The tag of a block that has rotted."""
+LOGS = (90, 91)
+"""Numbers of the disks that logs outside the legs lie on."""
 GARBAGE = 1 << 40
 """The tag of what used devices hold: nobody may ever see it."""
 QUORUM_PATIENCE = 30.0
@@ -84,6 +86,8 @@ class SimEvents(EventLog):
                 marks.discard(name)
         if text.startswith('unexpected error'):
             raise Violation('defect', text)
+        if word == 'LogLost':
+            self._world.checkers.log_lost(text)
 
 
 @dataclass
@@ -107,6 +111,8 @@ class World:
     """Whether legs lie on devices full of something else, which cannot be erased quickly."""
     mark_interval: float = 0.0
     """Virtual seconds between two marks of a recovery; 0: one after each window."""
+    outside: bool = False
+    """Whether the volume is made with its log outside the legs, on the disk `LOGS[0]`."""
 
     def __post_init__(self) -> None:
         self.made_with = self.chunks
@@ -138,7 +144,7 @@ class World:
         """Disks of the side that somebody gave up: not written to."""
         self.resolved = False
         """Whether that is durable: the choice is not asked for again."""
-        self.force = False
+        self.force = self.forced = False
         self.keep: int | None = None
         """The disk that the admin keeps where the next start finds a split brain."""
         self.rebuilt: Rebuilt | None = None
@@ -320,7 +326,9 @@ class World:
             running = self._new_pool()
             await running.start(nursery)
             legs = [f'/sim/d{number}' for number in range(self.legs)]
-            await running.create(Request('v', self.chunks * CHUNK, legs, CHUNK, self.logged))
+            log = f'/sim/d{LOGS[0]}' if self.outside else ''
+            request = Request('v', self.chunks * CHUNK, legs, CHUNK, self.logged, log_path=log)
+            await running.create(request)
             await self.stop()
             nursery.cancel_scope.cancel()
         self.started = None
@@ -366,6 +374,7 @@ class World:
         self.at_rest = False
         self.troubled = bool(self.plan) or any(disk.spoiled for disk in self.disks.values())
         self.below = False
+        self.forced = force
         before = {name: disk.writes for name, disk in self.disks.items()}
         self._untaint()
         await self._settle()
@@ -435,6 +444,9 @@ class World:
     def _untaint(self) -> None:
         """An old copy that was brought up to date is one no more."""
         for name in sorted(self.tainted & self.disks.keys()):
+            header = log_header(self.disks[name].durable)
+            if header and header.log != self.pool.log_id:
+                self.tainted.discard(name)  # nothing names it any more
             sup = best_super(self.disks[name])
             if sup and sup.record.events >= self.pool.events:
                 self.tainted.discard(name)

@@ -21,6 +21,7 @@ from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.volume.creation import check_new_leg
 from mirrorfs.volume.joining import Joiner
 from mirrorfs.volume.lifecycle import Spare, Started
+from mirrorfs.volume.logplace import move_log
 
 FLAGS = ('write_mostly', 'failfast', 'want_replacement')
 """What an admin can say of a leg, durably."""
@@ -270,6 +271,11 @@ class Admin:
 
     def _in_use(self, leg: Leg) -> bool:
         return self._joiner.is_member(leg) or any(spare.leg is leg for spare in self.standby.values())
+
+    async def move_log(self, place: str, *, force: bool = False) -> None:
+        """Have the intent log elsewhere; see `mirrorfs.volume.logplace`."""
+        async with self._turn:
+            await move_log(self._volume, self._opener, place, force=force)
 
     async def re_add(self, word: str) -> None:
         """Take back a leg that left, or all for `missing`; copies what changed meanwhile where known."""

@@ -22,12 +22,18 @@ class Clearer:
     async def run(self) -> None:
         """Sweep for ever.  A chunk is cleared one to two time_bases after its last write."""
         while True:
-            await trio.sleep(self._volume.record.time_base_ms / 1000)
+            await self._pause()
             if self.allowed and not self._volume.broken:
                 try:
                     await self.sweep()
                 except OSError as error:
                     self._volume.emit('Error', self._volume.name, '', f'clearing: {error.strerror or error}')
+
+    async def _pause(self) -> None:
+        """Wait for one time_base, which may be changed meanwhile."""
+        began = trio.current_time()
+        while (left := began + self._volume.record.time_base_ms / 1000 - trio.current_time()) > 0:
+            await trio.sleep(min(left, 1.0))
 
     async def sweep(self) -> int:
         """Clear what has been quiet since the last sweep; return how many chunks.  Raises OSError."""

@@ -14,8 +14,9 @@ from mirrorfs.errors import Refused
 from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.states import UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg, Opener
-from mirrorfs.metadata import wibm
+from mirrorfs.metadata import logfile, wibm
 from mirrorfs.mirror.formatting import format_leg
+from mirrorfs.mirror.logfile import format_log_file, open_for_log
 from mirrorfs.model import Generation, LegState, Slot, VolumeRecord, default_chunk_size
 from mirrorfs.volume.lifecycle import Settings
 
@@ -34,6 +35,8 @@ class Request:
     chunk_size: int = 0
     logged: bool = True
     force: bool = False
+    log_path: str = ''
+    """A file outside the legs for the log; empty: on the legs, if there is one."""
 
     def check(self) -> None:
         """Raise Refused(EINVAL) for what can never be made."""
@@ -79,20 +82,25 @@ async def create(request: Request, opener: Opener, settings: Settings) -> Volume
     layout = wibm.new_layout(request.size, chunk)
     needed = layout.data_offset + request.size
     opened: list[tuple[Leg, bool]] = []
+    outside: list[tuple[Leg, bool]] = []
     try:
+        if request.log_path:
+            size = logfile.new_layout(request.size, chunk).size
+            outside.append(await open_for_log(opener, request.log_path, size, force=request.force))
         for path in request.legs:
             if path != MISSING:
                 opened.append(await opener.open(path, create_size=needed))
                 await check_new_leg(opener, *opened[-1], needed, force=request.force)
-        record = await _format(request, chunk, layout, [leg for leg, _ in opened], settings)
+        legs, logs = [leg for leg, _ in opened], [leg for leg, _ in outside]
+        record = await _format(request, chunk, layout, legs, logs, settings)
     except BaseException:
         with trio.CancelScope(shield=True):
-            for leg, created in opened:
+            for leg, created in (*opened, *outside):
                 if created:
                     await opener.discard_new(leg)
         raise
     finally:
-        for leg, _ in opened:
+        for leg, _ in (*opened, *outside):
             leg.close()
     return record
 
@@ -107,8 +115,14 @@ async def check_new_leg(opener: Opener, leg: Leg, created: bool, needed: int, *,
 
 
 async def _format(
-    request: Request, chunk: int, layout: wibm.Layout, legs: list[Leg], settings: Settings
+    request: Request,
+    chunk: int,
+    layout: wibm.Layout,
+    legs: list[Leg],
+    logs: list[Leg],
+    settings: Settings,
 ) -> VolumeRecord:
+    """Format all legs, and the file of the log before them, if there is one; return the record."""
     now = settings.clock()
     slots = [Slot() for _ in range(limits.SLOTS)]
     names = [leg.path for leg in legs]
@@ -129,6 +143,10 @@ async def _format(
     )
     zeroed = [await leg.erase(layout.data_offset, request.size) for leg in legs]
     state = UNWRITTEN if all(zeroed) else UNWRITTEN | UNZEROED
+    for file in logs:
+        record = record.but(log_id=settings.new_uuid(), log_path=file.path)
+        log = IntentLog(record.uuid, np.full(record.chunks, state, np.uint8), 0)
+        await format_log_file(file, record.log_id, record, log, 1)
     errors: list[OSError] = []
 
     async def one(leg: Leg, slot: int, identity: uuid.UUID) -> None:

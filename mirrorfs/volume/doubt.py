@@ -1,13 +1,14 @@
 """What the intent logs of legs mean at a start: pure functions from what was read to what is to be done."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from mirrorfs.intent.log import IntentLog
-from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
-from mirrorfs.metadata import wibm
+from mirrorfs.intent.log import MAP, IntentLog
+from mirrorfs.intent.states import ALL, DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.metadata import logfile, wibm
 from mirrorfs.mirror import membership
 from mirrorfs.model import VolumeRecord
 
@@ -39,6 +40,35 @@ def merge(
     )
     log.touch_pages(behind)
     return log, bool(behind.any())
+
+
+def disbelief(header: logfile.LogHeader, record: VolumeRecord, serial: int) -> str:
+    """Return why a file is not the present log of a volume; nothing if it is.
+
+    `serial`: that of the newest superblock which says `record`.  Whatever legs were told, their log was told
+    before; so one that knows less is an old copy.
+    """
+    if header.volume != record.uuid:
+        return f'it is the log of volume {header.name} ({header.volume})'
+    if header.log != record.log_id:
+        return f'it is log {header.log}, wanted is {record.log_id}'
+    if header.events < record.events or header.serial < serial:
+        return f'it is an old copy (events {header.events}, the volume has {record.events})'
+    if header.layout.chunks_max < record.chunks:
+        return f'it has room for {header.layout.chunks_max} chunks, the volume has {record.chunks}'
+    return ''
+
+
+def map_alone(image: wibm.LogImage) -> wibm.LogImage:
+    """Return what counts of a leg's log where the log is outside the legs."""
+    return replace(image, states=image.states & np.uint8(MAP))
+
+
+def add_outside(log: IntentLog, image: wibm.LogImage) -> None:
+    """Take what is not on the legs from the log outside."""
+    log.states |= image.states & np.uint8(ALL & ~MAP)
+    log.durable[:] = log.states
+    log.serial = max(log.serial, int(image.serials.max()))
 
 
 def _pages_of(image: wibm.LogImage) -> npt.NDArray[np.uint8]:

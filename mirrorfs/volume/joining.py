@@ -84,8 +84,7 @@ class Joiner:
         sup, known = await self._check_kin(slot, leg)
         with self.deadline(leg):
             await known.load_log(sup.record)
-        # Since then chunks may have been written and become clean: their marks would be on the leg that left.
-        old_copy = known.log_serial < volume.keeper.left.get(slot, 0)
+        old_copy = self._is_old_copy(slot, known)
 
         def can_catch_up(record: VolumeRecord) -> bool:
             return not old_copy and membership.can_catch_up(record, slot, sup.record)
@@ -108,6 +107,18 @@ class Joiner:
             return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
 
         await self._join(slot, leg, sup.layout, rejoin, zeroed, known)
+
+    def _is_old_copy(self, slot: int, known: Member) -> bool:
+        """Whether a leg is an older copy of the one that left.
+
+        Chunks may have been written and become clean since it was made: their marks are on the leg that left,
+        but where the log is outside the legs.
+        """
+        left = self._volume.keeper.left.get(slot)
+        if left is None:
+            return False
+        moved = self._volume.record.log_is_outside and left.leg.identity != known.leg.identity
+        return moved or known.log_serial < left.log_serial
 
     async def _check_kin(self, slot: int, leg: Leg) -> tuple[wibm.LegSuper, Member]:
         """Return what a leg says of itself, and the leg as it knows its bad blocks.  Raises Refused."""

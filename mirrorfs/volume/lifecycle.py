@@ -5,18 +5,20 @@ import functools
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
+from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC
 from mirrorfs.leg.base import Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership, naming
 from mirrorfs.mirror.assembly import Plan, assemble
 from mirrorfs.mirror.keeper import Keeper, RecordStore
+from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
 from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import LegState, VolumeRecord
@@ -114,7 +116,9 @@ class Started:
             if volume.keeper.session:  # what is broken refuses to be flushed
                 await volume.flush()
                 volume.log.update_chunks(volume.log.where(DIRTY, NEEDS_RESYNC), clear=DIRTY)
-                volume.keeper.record = membership.caught_up(volume.record.but(active=False))
+                # Should the log outside get lost, nobody knew what was still to be made equal.
+                doubtful = volume.record.log_is_outside and volume.log.count(NEEDS_RESYNC) > 0
+                volume.keeper.record = membership.caught_up(volume.record.but(active=doubtful))
                 await volume.keeper.commit()
             volume.retire()
 
@@ -124,6 +128,8 @@ class Started:
         await self.volume.hot.settle()
         for member in [*self.volume.members, *self.volume.keeper.quarantine.values()]:
             member.leg.close()
+        if self.volume.keeper.outside:
+            self.volume.keeper.outside.leg.close()
 
 
 async def start(
@@ -133,6 +139,7 @@ async def start(
     emit: Emit,
     settings: Settings,
     *,
+    outside: LogFile | str = '',
     force: bool = False,
     keep: str = '',
     record_at_once: bool = False,
@@ -142,7 +149,8 @@ async def start(
     `keep` names the leg from which a split volume goes on.  `record_at_once`: what is decided is durable
     before the volume may be used, also where nothing is written.
 
-    Raises Refused as `assemble` does, and where no in-sync leg's log can be read.  Nothing is written yet.
+    `outside` is the file with the log, or why there is none.  Raises Refused as `assemble` does, and where no
+    in-sync leg's log can be read.  Nothing is written yet.
     """
     records = {slot: leg.sup.record for slot, leg in found.items()}
     kept = naming.find_slot(pool_record, keep) if keep else None
@@ -180,7 +188,21 @@ async def start(
         # With others, making equal rewrites what may be dirty; alone, only the medium can be believed.
         with trio.move_on_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
             await members[in_sync[0]].leg.drop_cache()
+    if plan.record.log_is_outside:
+        images = {slot: doubt.map_alone(image) for slot, image in images.items()}
     log, doubtful = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
+    serials = [found[slot].sup.serial for slot in members]
+    file: LogFile | None = None
+    if plan.record.log_is_outside:
+        heard = (found[s].sup.serial for s in in_sync if records[s].events == plan.record.events)
+        read = await _read_outside(plan.record, log, outside, max(heard, default=0), settings)
+        if isinstance(read, LogFile):
+            file = read
+            serials.append(file.header.serial)
+        else:
+            emit('LogLost', pool_record.name, plan.record.log_path, read)
+            plan = replace(plan, record=membership.move_log(plan.record, None))
+            log.touch_all()  # legs have but the map
 
     tracked = any(membership.needs_tracking(found[slot].sup.record) for slot in members)
     differ = doubt.prepare(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
@@ -193,8 +215,9 @@ async def start(
         store,
         volume,
         pooled=pool_record,
-        serial=max(found[slot].sup.serial for slot in members),
+        serial=max(serials),
         leg_timeout=settings.leg_timeout,
+        outside=file,
         clock=settings.clock,
         new_uuid=settings.new_uuid,
     )
@@ -225,3 +248,22 @@ async def _written(found: Mapping[int, Found], patience: float) -> dict[int, int
         for slot, leg in found.items():
             nursery.start_soon(count, slot, leg)
     return written
+
+
+async def _read_outside(
+    record: VolumeRecord, log: IntentLog, outside: LogFile | str, heard: int, settings: Settings
+) -> LogFile | str:
+    """Take into `log` what the log outside says; return that file, or why it cannot be believed."""
+    if isinstance(outside, str):
+        return outside or 'it is not there'
+    if complaint := doubt.disbelief(outside.header, record, heard):
+        return complaint
+    try:
+        with trio.fail_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
+            image = await outside.load(record.chunks)
+    except (OSError, trio.TooSlowError) as error:
+        return str(error) or 'it does not answer'
+    if image.damaged:
+        return f'{image.damaged} of its pages are damaged'
+    doubt.add_outside(log, image)
+    return outside

@@ -35,7 +35,9 @@ from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.comparing import UNIT
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
+from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
+from mirrorfs.mirror.pages import PageStore
 from mirrorfs.model import VolumeRecord
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
@@ -196,6 +198,9 @@ class Volume:
     def blocked(self) -> frozenset[int]:
         """The slots of legs that hold up writes."""
         return frozenset(self._blocked)
+
+    def log_lost(self, path: str, reason: str) -> None:
+        self.emit('LogLost', self.name, path, f'{reason}; all that was ever written counts as dirty now')
 
     def warn_of_shared_filesystem(self) -> None:
         """Say so if one dead disk would take several legs."""
@@ -422,7 +427,7 @@ class Volume:
         if not len(chunks):
             return
         missed = MODIFIED if membership.absentees_tracked(self.record) else 0
-        self.log.update_chunks(chunks, set_=UNWRITTEN | UNZEROED | missed, clear=DIRTY | NEEDS_RESYNC)
+        self.log.update_chunks(chunks, set_=UNWRITTEN | UNZEROED | missed)
         await self.keeper.commit()
         for low, high in runs(chunks):
             offset, length = self.bytes_of(low, high)
@@ -436,6 +441,8 @@ class Volume:
             verdict = judge(members, self.keeper.in_sync, failures)
             # A hole that could not be punched costs space, not data: its state says UNZEROED.
             self.keeper.expel(verdict.expel)
+        # Only when the map is durable: a leg whose map lacks it would find the chunk clean in a log outside.
+        self.log.update_chunks(chunks, clear=DIRTY | NEEDS_RESYNC)
         await self.keeper.settle()
 
     async def allocate(self, offset: int, length: int) -> None:
@@ -470,6 +477,9 @@ class Volume:
         async with self._growing:
             await self._grow(size)
 
+    def _log_files(self) -> list[LogFile]:
+        return [self.keeper.outside] if self.keeper.outside else []
+
     async def _extend(self, member: Member, old: int, new: int) -> bool:
         """Give a member room for a larger volume; see `make_room`.  Raises LegTimeout."""
         base = member.layout.data_offset
@@ -485,7 +495,8 @@ class Volume:
             message = f'{self.name} has {record.size} bytes; a volume cannot shrink'
             raise Refused(errno.EINVAL, message)
         chunks = -(-size // record.chunk_size)
-        room = min(member.layout.chunks_max for member in self.members)
+        stores: list[PageStore] = [*self.members, *self._log_files()]
+        room = min(store.layout.chunks_max for store in stores)
         if chunks > room:
             most = room * record.chunk_size
             raise Refused(errno.EFBIG, f'the logs of {self.name} have room for {most} bytes, not {size}')
@@ -507,9 +518,8 @@ class Volume:
                 await self.flush()
             state = UNWRITTEN if all(zeroed) else UNWRITTEN | UNZEROED
             pages = wibm.pages_for(chunks)
-            for member in members:
-                fresh = np.ones(pages - len(member.page_copies), np.uint8)
-                member.page_copies = np.concatenate((member.page_copies, fresh))
+            for store in (*members, *self._log_files()):
+                store.make_room(pages)
             # Both tables together: who offers chunks meanwhile counts on them being of one length.
             if chunks > len(self.log):  # else an attempt before this one failed to commit
                 self.hot.grow(size)
