@@ -22,6 +22,7 @@ _LEVELS = {
     'WriteError': logging.ERROR,
     'DegradedArray': logging.WARNING,
     'LegAbsent': logging.WARNING,
+    'QuorumLost': logging.ERROR,
     'StaleLeg': logging.WARNING,
     'ReadError': logging.WARNING,
     'RebuildFailed': logging.WARNING,

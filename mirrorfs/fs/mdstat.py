@@ -114,6 +114,7 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'name': record.name,
         'state': 'inactive',
         'refusal': entry.refusal,
+        'split': entry.split.lines() if entry.split else [],
         'uuid': str(record.uuid),
         'size': record.size,
         'chunk_size': record.chunk_size,
