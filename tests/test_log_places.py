@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faulttools import FaultPool
-from mounts import MIB, MountedPool, Volume, cli, cli_ok, examine, wait_for
+from mounts import MIB, MountedPool, Volume, cli, cli_ok, examine, run, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(150)]
 CHUNK = 64 << 10
@@ -346,6 +346,64 @@ def test_a_log_that_fails_while_it_is_moved_to_stays_where_it_was(faulty: FaultP
     faulty.faults[2].release()
     fill(volume, 1, 1)
     assert volume.read('bitmap/location') == 'internal\n'
+
+
+@pytest.mark.loop
+def test_a_small_device_serves_as_a_log_within_its_room(pool: MountedPool) -> None:
+    backing = pool.base / 'device'
+    backing.write_bytes(bytes(16 << 10))  # a page in two copies
+    device = run('losetup', '--find', '--show', backing).stdout.strip()
+    volume = outside(pool, Path(device))
+    fill(volume, 0, 3)
+    pool.kill()
+    pool.start()
+    assert volume.settled()['resynced_bytes'] == 4 * CHUNK
+    assert not events(pool, 'LogLost')
+    assert examine(device)[0]['chunks']['max'] == 4032
+    with pytest.raises(OSError) as caught:
+        volume.write('size', str(4033 * CHUNK))
+    assert caught.value.errno == errno.EFBIG
+    volume.write('size', str(4032 * CHUNK))
+    pool.stop()
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_power_goes_while_the_log_is_outside_or_moves(faulty: FaultPool, seed: int) -> None:
+    """Each disk, the log's too, loses what it likes of what was not synced."""
+    rng = random.Random(seed)
+    log = faulty.faults[2].path
+    volume = outside(faulty, log)
+    kept = bytearray(SIZE)
+    for round_ in range(4):
+        doubtful: set[int] = set()
+        volume.write('bitmap/time_base', '0.05')
+        with volume.open() as fd:
+            for step in range(60):
+                at = rng.randrange(SIZE // 4096) * 4096
+                data = rng.randbytes(4096)
+                os.pwrite(fd, data, at)
+                kept[at : at + 4096] = data
+                if step % 20 == 7:
+                    place = rng.choice([f"'{log}'", 'internal', 'none'])
+                    volume.write('bitmap/location', f'{place} force')
+            os.fsync(fd)
+            for _ in range(20):  # not synced: a leg may lose it, but then it is made equal
+                at = rng.randrange(SIZE // 4096) * 4096
+                doubtful.add(at)
+                os.pwrite(fd, rng.randbytes(4096), at)
+        place = volume.read('bitmap/location')
+        faulty.kill()
+        faulty.power_cut(f'{seed}/{round_}')
+        faulty.start('leg_timeout=2')
+        assert not events(faulty, 'LogLost')
+        assert volume.read('bitmap/location') == place
+        volume.settled()
+        seen = volume.image.read_bytes()
+        for at in doubtful:
+            kept[at : at + 4096] = seen[at : at + 4096]
+        assert seen == bytes(kept)
+    faulty.stop()
+    assert volume.assert_legs_equal() == bytes(kept)
 
 
 # Moving

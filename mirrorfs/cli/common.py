@@ -16,6 +16,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.fs import mounting
 from mirrorfs.pool import PoolDirectory
 from mirrorfs.units import parse_size
+from mirrorfs.volume.logplace import INTERNAL, NONE
 
 EXIT_REFUSED, EXIT_SYSTEM = 1, 2
 
@@ -112,6 +113,16 @@ class Mounted:
                 return volume
         known = ', '.join(volume['name'] for volume in volumes) or 'none'
         raise Refused(errno.ENOENT, f'no volume {name!r}; there are: {known}')
+
+
+def log_place(word: str) -> str:
+    """Return where a log is to be: ``internal``, ``none`` or an absolute path.  Raises Refused(EINVAL)."""
+    if word in (INTERNAL, NONE):
+        return word
+    if '/' not in word:  # rather a slip than a file
+        message = f'{word!r} is neither internal nor none nor a path; say ./{word} for a file'
+        raise Refused(errno.EINVAL, message)
+    return os.path.abspath(word)
 
 
 def _reason(events: bytes) -> str:

@@ -9,7 +9,7 @@ import click
 import trio
 
 from mirrorfs import limits
-from mirrorfs.cli.common import POOL, SIZE, VOLUME, Mounted, find
+from mirrorfs.cli.common import POOL, SIZE, VOLUME, Mounted, find, log_place
 from mirrorfs.cli.progress import Meter
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
@@ -57,7 +57,8 @@ def create(
     elif image and os.stat(image).st_size > size:
         raise Refused(errno.EINVAL, f'{image} has {os.stat(image).st_size} bytes, more than --size')
     paths = [path if path == MISSING else os.path.abspath(path) for path in legs]
-    outside = '' if log in (INTERNAL, NONE) else os.path.abspath(log)
+    place = log_place(log)
+    outside = place if place.startswith('/') else ''
     request = Request(name, size, paths, chunk, log != NONE, force, outside)
     request.check()
     target = find(pool)

@@ -2,19 +2,18 @@
 
 import errno
 import json
-import os
 from typing import Any
 
 import click
 
-from mirrorfs.cli.common import POOL, VOLUME, Mounted, Target, find
+from mirrorfs.cli.common import POOL, VOLUME, Mounted, Target, find, log_place
 from mirrorfs.cli.examine import read_facts
 from mirrorfs.errors import Refused
 from mirrorfs.fs.mdstat import bitmap_word
 from mirrorfs.intent.states import WORDS
 from mirrorfs.model import VolumeRecord
 from mirrorfs.units import format_size
-from mirrorfs.volume.logplace import INTERNAL, NONE, place_of
+from mirrorfs.volume.logplace import place_of
 
 
 @click.command()
@@ -34,8 +33,7 @@ def log(pool: str, name: str, place: str | None, force: bool, as_json: bool) -> 
     """
     target = find(pool)
     if place is not None:
-        words = [place if place in (INTERNAL, NONE) else os.path.abspath(place)]
-        words += ['force'] if force else []
+        words = [log_place(place), *(['force'] if force else [])]
         target.require_mounted().volume_command(name, 'bitmap/location', *words)
     elif force:
         raise Refused(errno.EINVAL, 'there is nothing to force: say where the log is to be')
