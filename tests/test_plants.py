@@ -7,6 +7,7 @@ import pytest
 from plants import Plant
 from plants_blind import BLIND
 from plants_found import FOUND
+from plants_legs import LEGS, LEGS_FOUND
 from plants_log import LOG_FOUND, LOG_PLANTS
 from plants_pool import FOUND_POOL, POOL
 from plants_reads import FOUND_READS, READS
@@ -27,8 +28,8 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS, *POOL]
-HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL}
+ALL = [*BLIND, *READS, *POOL, *LEGS]
+HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)
