@@ -360,6 +360,7 @@ class Checkers:
         """What was started from has all that was ever acknowledged, and no leg at hand grew apart."""
         world = self._world
         self.made['strangers'] += 1
+        self.made['log-kept'] += world.volume.record.log_is_outside
         for name in world.volume_disks():
             if name in world.foreign | world.tainted | world.settled:
                 raise Violation('strangers', f'{name} is not of this volume, or an old copy, and takes part')
