@@ -71,8 +71,13 @@ def assemble(
         return _forced(pool, legs, now_us, new_uuid())
     truth = _with_pool_facts(_without_laggards(truth), pool)
     for number, leg in legs.items():
-        if number not in kin or kinship(leg.lineage, truth.lineage) is Kinship.CONFLICT:
+        slot, kind = truth.slots[number], kinship(leg.lineage, truth.lineage)
+        if number not in kin or kind is Kinship.CONFLICT:
             truth = _given_up(truth, number)
+        elif slot.state is LegState.SPARE and kind is Kinship.DESCENDANT:
+            # It heard of a generation that the truth did not, in a round that a crash cut short or from legs
+            # that are away: what it has since then nothing names, so all is copied.
+            truth = truth.with_slot(number, slot.but(full=True, mark=0))
     return _plan(truth, pool, legs)
 
 
@@ -109,8 +114,7 @@ def _without_laggards(truth: VolumeRecord) -> VolumeRecord:
 
 
 def _counts(leg: VolumeRecord, truth: VolumeRecord, pool: VolumeRecord) -> bool:
-    kin = kinship(leg.lineage, truth.lineage)  # a descendant has what the truth lacks: a spare may be one
-    return leg.events >= pool.events and kin in (Kinship.SAME, Kinship.ANCESTOR)
+    return leg.events >= pool.events and kinship(leg.lineage, truth.lineage) is not Kinship.CONFLICT
 
 
 def _kept(

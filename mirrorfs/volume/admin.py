@@ -455,6 +455,9 @@ class Admin:
             if count < there:
                 message = f'{self._volume.name} has {there} legs; fail and remove some before it has {count}'
                 raise Refused(errno.EBUSY, message)
+            if count < keeper.record.quorum:
+                wanted = f'writes to {self._volume.name} need {keeper.record.quorum} legs'
+                raise Refused(errno.EBUSY, f'{wanted}; lower its quorum first')
             if count == keeper.record.raid_disks:
                 return
             keeper.record = membership.resize(keeper.record, count)
