@@ -54,10 +54,11 @@ FOUND = {
     'a bad block in the way of a hole': '(7, (2, 2, False, False, False, (0, 0, 1, 3), False, 0.0), [((), '
     '(("write", 0, 16), ("flush",), ("bad", 1, "write", 1, 1), ("fail", 1), ("write", 0, 2), ("readd", 1), '
     '("quiet",), ("check",)), "stop", 0, []), ((), (("check", "reads"),), "stop", 0, [])])',
-    # Two legs in sync could not be read in different blocks of a window: its resync never ended.
+    # The round that failed a leg reached the spare alone; the spare was then taken for one that grew apart.
     'a spare that heard more than the others': '(0, (2, 2, True, False, False, (0,), False, 0.0, False), '
     '[((), (("add", 2),), "kill", 0, []), ((), (("fail", 0),), "kill", 39, []), '
     '((), (("check", "reads"),), "stop", 0, [])])',
+    # Two legs in sync could not be read in different blocks of a window: its resync never ended.
     'bad blocks here and there in a window': '(5045, (2, 2, False, False, False, (0, 0, 0, 15), True, 5.0)'
     ', [((), (("bad", 1, "read", 15, 1), ("flush",), ("read", 16, 1)), "tear:123", 0, [(("pool", "a'
     'ny", 33), ("error", 5, 0.0))]), ((("swap", 0, 1),), (("fail", 0), ("write", 0, 32), ("discard"'
