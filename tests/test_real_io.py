@@ -66,6 +66,7 @@ def test_fio_verifies_while_legs_come_and_go(ground: Field, bs: str) -> None:
     image = pool.create('x', 64 * MIB, *legs)
     pool.mount()
     sizes = f'--bs={bs}' if '-' not in bs else f'--bsrange={bs} --bs_unaligned=0 --blockalign=512'
+    pool.command('x', 'sync_mode', 'fixed')  # not to yield to fio: legs are to come and go often
     fio = subprocess.Popen(
         f'fio --name=v --filename={image} --size=64M {sizes} --rw=randwrite --direct=1 --ioengine=libaio '
         '--iodepth=8 --verify=crc32c --verify_backlog=256 --verify_fatal=1 --do_verify=1 --rate=24m '
