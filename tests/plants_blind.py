@@ -564,7 +564,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='write_overtakes_a_stuck_call',
-        target='mirrorfs.mirror.member:Member.write',
+        target='mirrorfs.mirror.member:Member._write_now',
         old='    await self._let_stuck_calls_return()\n',
         new='',
         checker='one-order',

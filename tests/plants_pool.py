@@ -32,9 +32,9 @@ def then_lost(before: tuple[Operation, ...], *rest: Operation) -> Run:
 POOL: list[Plant] = [
     Plant(
         name='lane_writes_below_the_quorum',
-        target='mirrorfs.volume.volume:Volume.__init__',
-        old='not (self.broken or self.quorum.lost)',
-        new='not self.broken',
+        target='mirrorfs.volume.volume:Volume._takes_writes',
+        old='not (self.broken or self._blocked or self.quorum.lost)',
+        new='not (self.broken or self._blocked)',
         checker='quorum',
         why='A leg fails; chunks are offered to the lane again, which writes them to the legs that are left.',
     ),

@@ -84,7 +84,7 @@ SCRUB = [
         new='',
         guard=(
             'mirrorfs.volume.rebuild:Rebuilder._doubtful',
-            'return len(volume.keeper.in_sync) > 1 and volume.log.count(NEEDS_RESYNC) > 0',
+            'return len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC) > 0',
             'return False',
         ),
         checker='scrub',
@@ -125,7 +125,7 @@ SCRUB = [
     Plant(
         name='rewritten_before_the_mark',
         target='mirrorfs.volume.volume:Volume.rewrite',
-        old='    await self._prepare(first, last)\n',
+        old='    await self.prepare(first, last)\n',
         new='',
         checker='intent-first',
         why='A repair writes to a leg whose log says that the chunk is clean.',

@@ -38,6 +38,8 @@ STATES_MAX = 700
 Patch = pytest.MonkeyPatch
 PLANTS: dict[str, tuple[str, Callable[[Patch], None], Callable[[], None]]] = {}
 """Name of each bug to the checker that must find it, how it is planted, and the search."""
+ALSO = {'the_mark_moves_before_the_target_was_flushed': ('clearing-last',)}
+"""Who could rightly see a bug first."""
 
 
 def explore(*names: str) -> None:
@@ -444,7 +446,8 @@ def test_a_planted_bug_is_found(name: str, monkeypatch: Patch) -> None:
     with pytest.raises(Failed) as found:
         search()
     violation = found.value.__cause__
-    assert isinstance(violation, Violation) and violation.checker == checker, repr(violation)
+    assert isinstance(violation, Violation), repr(violation)
+    assert violation.checker in (checker, *ALSO.get(name, ())), repr(violation)
 
 
 def test_the_searches_find_nothing_where_nothing_is_planted() -> None:
