@@ -319,7 +319,8 @@ def test_a_leg_is_expelled_at_any_failed_write_or_flush_and_nothing_is_lost(
     assert total > 3
     for nth in range(1, total + 1):
         plan = range(nth, nth + 1000) if sticky else [nth]
-        world = World(faults={(disk, kind, n): errno.EIO for n in plan})
+        # Not EIO, which may be that of a block: such a write is tried again, block by block.
+        world = World(faults={(disk, kind, n): errno.ENXIO for n in plan})
         case = f'small, {kind} {nth} of {disk} fails'
         perform(world, SMALL, case)
         assert world.pool
