@@ -40,9 +40,16 @@ def prepare(world: World, operation: Operation) -> None:
     name, *arguments = operation
     if name in DESTRUCTIVE and not _spared(world, f'd{arguments[0]}'):
         return
+    if name == 'assemble' and _log_is_outside(world):
+        return  # legs do not know where it is: without the pool it is lost, which is no more than costly
     world.tally[name] += 1
     world.trace.append(f'= {" ".join(str(word) for word in operation)}')
     RESTING[name](world, *arguments)
+
+
+def _log_is_outside(world: World) -> bool:
+    said = [world.pool, *(sup.record for sup in map(best_super, world.disks.values()) if sup)]
+    return any(record.log_is_outside for record in said)
 
 
 def _spared(world: World, victim: str) -> bool:
