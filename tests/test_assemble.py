@@ -116,14 +116,16 @@ def test_a_pool_older_than_both_sides_of_a_split_brain_chooses_none() -> None:
         assemble(both(), {0: both(), 1: both()}, 99, keep=0)
 
 
-def test_a_spare_with_a_history_that_the_truth_lacks_does_not_go_on_being_recovered() -> None:
+def test_a_spare_with_a_history_that_the_truth_lacks_is_copied_anew() -> None:
     """A round was cut short in which slot 0 was expelled: the spare may hold what slot 0 never got."""
-    before = record(IN_SYNC, IN_SYNC, SPARE, full=True)
+    before = record(IN_SYNC, IN_SYNC, SPARE, full=True, mark=5)
     after = leave(before, 0)
     plan = assemble(before, {0: before, 2: after})
-    assert plan.members == (0,)
-    assert plan.absent == (1, 2)
-    assert 'history of its own' in plan.stale[2]
+    assert plan.members == (0, 2)
+    assert plan.absent == (1,)
+    assert plan.record.slots[2].full
+    assert plan.record.slots[2].mark == 0, 'what it has been given so far is not relied on'
+    assert assemble(before, {0: before, 2: before}).record.slots[2].mark == 5
 
 
 def test_a_spare_that_grew_apart_is_no_side() -> None:
