@@ -261,6 +261,16 @@ class Volume:
         finally:
             os.close(fd)
 
+    def put(self, at: int, data: bytes) -> None:
+        """Write to the image, durably."""
+        with self.open() as fd:
+            os.pwrite(fd, data, at)
+            os.fsync(fd)
+
+    def get(self, at: int, length: int) -> bytes:
+        with self.open(os.O_RDONLY) as fd:
+            return os.pread(fd, length, at)
+
     def leg_data(self, number: int) -> bytes:
         """Return what a leg, at its path, holds of the image; never written (or discarded) means zeros.
 

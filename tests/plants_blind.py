@@ -292,7 +292,7 @@ BLIND: list[Plant] = [
     Plant(
         name='read_before_the_absence_is_recorded',
         target='mirrorfs.volume.lifecycle:start',
-        old='doubtful or differ or decided or (active and bool(absent))',
+        old='doubtful or differ or decided or (active and bool(legs.absent))',
         new='doubtful or decided',
         rebind=('mirrorfs.pool:start',),
         checker='stable-reads',

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -163,21 +162,10 @@ def pool() -> Iterator[MountedPool]:
         yield made
 
 
-def put(volume: Volume, at: int, data: bytes) -> None:
-    with volume.open() as fd:
-        os.pwrite(fd, data, at)
-        os.fsync(fd)
-
-
-def get(volume: Volume, at: int, length: int) -> bytes:
-    with volume.open(os.O_RDONLY) as fd:
-        return os.pread(fd, length, at)
-
-
 def written(pool: MountedPool, name: str = 'vm', legs: int = 2) -> Volume:
     volume = pool.volume_at_rest(name, legs=legs, size=16 * MIB)
     pool.start()
-    put(volume, 0, b'all')
+    volume.put(0, b'all')
     pool.stop()
     return volume
 
@@ -200,7 +188,7 @@ def test_a_lost_pool_is_rebuilt_from_folders_of_legs(pool: MountedPool) -> None:
         assert json.loads(text) == before[volume.name]
     pool.start()
     for volume in volumes:
-        assert get(volume, 0, 3) == b'all'
+        assert volume.get(0, 3) == b'all'
         assert volume.read('degraded') == '0\n'
     pool.stop()
     facts = json.loads(cli_ok('assemble', pool.directory, pool.legs, '--json'))
@@ -219,7 +207,7 @@ def test_legs_that_moved_are_found_by_uuid(pool: MountedPool) -> None:
     done = cli('assemble', pool.directory, deep)
     assert done.returncode == 1
     assert f'mounted on {pool.mountpoint}' in done.stderr
-    put(volume, 0, b'ALL')
+    volume.put(0, b'ALL')
     pool.stop()
     assert cli('assemble', pool.directory, pool.base / 'new').returncode == 1  # one level only
     assert 'paths updated' in cli_ok('assemble', pool.directory, pool.base / 'new', '--recursive')
@@ -235,7 +223,7 @@ def test_an_in_sync_leg_that_is_gone_needs_force_and_may_not_come_back_by_itself
     volume = written(pool)
     volume.legs[0].rename(f'{volume.legs[0]}.away')  # goes on without slot 0
     pool.start()
-    put(volume, 0, b'new')
+    volume.put(0, b'new')
     pool.stop()
     shutil.rmtree(pool.directory)
     gone, stale = volume.legs[1], Path(f'{volume.legs[0]}.away')
@@ -252,8 +240,8 @@ def test_an_in_sync_leg_that_is_gone_needs_force_and_may_not_come_back_by_itself
     lineage = examine(stale)[0]['lineage']
     assert len(lineage) == 2, 'a new lineage is durable at once'
     pool.start()
-    assert get(volume, 0, 3) == b'all'
-    put(volume, 0, b'ALL')
+    assert volume.get(0, 3) == b'all'
+    volume.put(0, b'ALL')
     with pytest.raises(OSError, match='Invalid argument'):
         volume.write('add', str(gone))  # it went on alone
     assert 'changed apart' in pool.events()[-1]
@@ -271,7 +259,7 @@ def test_the_leg_that_was_gone_only_for_a_while_is_caught_up(pool: MountedPool) 
     shutil.rmtree(pool.directory)
     cli_ok('assemble', pool.directory, volume.legs[0], '--force')
     pool.start()
-    put(volume, 0, b'ALL')
+    volume.put(0, b'ALL')
     pool.stop()
     assert 'paths updated' in cli_ok('assemble', pool.directory, away)
     pool.start()
@@ -317,5 +305,5 @@ def test_a_damaged_definition_is_rebuilt(pool: MountedPool) -> None:
     (pool.directory / 'volumes/vm.json').write_text('{')
     assert 'vm: rebuilt' in cli_ok('assemble', pool.directory, pool.legs)
     pool.start()
-    assert get(volume, 0, 3) == b'all'
+    assert volume.get(0, 3) == b'all'
     pool.stop()

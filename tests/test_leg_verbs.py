@@ -35,14 +35,11 @@ def volume(pool: MountedPool) -> Volume:
 
 
 def fill(volume: Volume, data: bytes = DATA, at: int = MIB // 2) -> None:
-    with volume.open() as fd:
-        os.pwrite(fd, data, at)
-        os.fsync(fd)
+    volume.put(at, data)
 
 
 def content(volume: Volume) -> bytes:
-    with volume.open(os.O_RDONLY) as fd:
-        return os.pread(fd, volume.size, 0)
+    return volume.get(0, volume.size)
 
 
 def new_leg(volume: Volume, name: str = 'new') -> Path:

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,17 +19,6 @@ def pool() -> Iterator[MountedPool]:
         yield made
 
 
-def put(volume: Volume, at: int, data: bytes) -> None:
-    with volume.open() as fd:
-        os.pwrite(fd, data, at)
-        os.fsync(fd)
-
-
-def get(volume: Volume, at: int, length: int) -> bytes:
-    with volume.open(os.O_RDONLY) as fd:
-        return os.pread(fd, length, at)
-
-
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -43,16 +31,16 @@ def two_hosts(pool: MountedPool, legs: int = 2) -> Volume:
     volume = pool.volume_at_rest('vm', legs=legs, size=16 * MIB)
     pool.volume_at_rest('other', size=16 * MIB)
     pool.start()
-    put(volume, 0, b'both')
+    volume.put(0, b'both')
     pool.stop()
     shutil.copytree(pool.directory, pool.base / 'pool.b')
     for away, word in ((volume.legs[1:], b'host A'), (volume.legs[:-1], b'host B')):
         for leg in away:
             leg.rename(f'{leg}.away')
         pool.start()
-        put(volume, 0, word)
+        volume.put(0, word)
         if word == b'host B':
-            put(volume, 3 * MIB, word)
+            volume.put(3 * MIB, word)
         pool.stop()
         for leg in away:
             Path(f'{leg}.away').rename(leg)
@@ -86,9 +74,9 @@ def test_equal_events_are_told_apart_by_lineage_and_the_refusal_names_both_histo
     assert '1 chunks (1 MiB at most) written since; slot 1' in why
     assert '2 chunks (2 MiB at most) written since.' in why
     assert 'mirrorfs resolve POOL vm --keep LEG' in why
-    assert refused(lambda: get(volume, 0, 4)) == errno.EIO
+    assert refused(lambda: volume.get(0, 4)) == errno.EIO
     other = Volume(pool, 'other', 16 * MIB, pool.leg_paths('other', 2))
-    put(other, 0, b'goes on')
+    other.put(0, b'goes on')
     assert cli_ok('resolve', pool.directory, 'vm') == volume.read('resolve')
     assert volume.read('resolve').count('went on alone') == 2
     pool.stop()
@@ -113,14 +101,14 @@ def test_resolve_goes_on_from_the_chosen_leg_and_leaves_the_loser_as_it_was(
         pool.start()
     assert 'goes on from leg' in shown
     assert volume.status()['state'] in ('clean', 'active')
-    assert get(volume, 0, 6) == (b'host A', b'host B')[keep]
-    assert get(volume, 3 * MIB, 6) == (bytes(6), b'host B')[keep]
-    put(volume, MIB, b'after')
+    assert volume.get(0, 6) == (b'host A', b'host B')[keep]
+    assert volume.get(3 * MIB, 6) == (bytes(6), b'host B')[keep]
+    volume.put(MIB, b'after')
     assert volume.read(f'legs/{1 - keep}/state') == 'faulty\n'
     pool.stop()
     assert digest(loser) == before
     pool.start()  # and needs no choice again
-    assert get(volume, MIB, 5) == b'after'
+    assert volume.get(MIB, 5) == b'after'
     assert volume.read('resolve') == 'none\n'
     assert refused(lambda: volume.write('re-add', str(1 - keep))) == errno.EINVAL
     assert digest(loser) == before
@@ -138,7 +126,7 @@ def test_a_side_of_two_legs_goes_on_with_both(pool: MountedPool) -> None:
         for leg in away:
             leg.rename(f'{leg}.away')
         pool.start()
-        put(volume, 0, b'legs %d' % (3 - len(away)))
+        volume.put(0, b'legs %d' % (3 - len(away)))
         pool.stop()
         for leg in away:
             Path(f'{leg}.away').rename(leg)
@@ -146,10 +134,10 @@ def test_a_side_of_two_legs_goes_on_with_both(pool: MountedPool) -> None:
             shutil.rmtree(pool.directory)
             (pool.base / 'pool.b').rename(pool.directory)
     pool.start()
-    assert refused(lambda: get(volume, 0, 6)) == errno.EIO
+    assert refused(lambda: volume.get(0, 6)) == errno.EIO
     volume.write('resolve', 'keep 1')
     assert [volume.read(f'legs/{n}/state') for n in range(3)] == ['in_sync\n', 'in_sync\n', 'faulty\n']
-    assert get(volume, 0, 6) == b'legs 2'
+    assert volume.get(0, 6) == b'legs 2'
     pool.stop()
 
 
@@ -186,13 +174,13 @@ def test_the_leg_left_alone_is_the_other_side_of_the_pool(pool: MountedPool) -> 
     pool.start()
     assert 'the pool, of which no leg is at hand, went on alone' in volume.status()['refusal']
     volume.write('resolve', 'keep 0')
-    assert get(volume, 0, 6) == b'host A'
-    put(volume, 0, b'host C')
+    assert volume.get(0, 6) == b'host A'
+    volume.put(0, b'host C')
     pool.stop()
     Path(f'{volume.legs[1]}.away').rename(volume.legs[1])
     before = digest(volume.legs[1])
     pool.start()
-    assert get(volume, 0, 6) == b'host C'
+    assert volume.get(0, 6) == b'host C'
     assert volume.read('legs/1/state') == 'faulty\n'
     pool.stop()
     assert digest(volume.legs[1]) == before
@@ -202,12 +190,12 @@ def test_three_of_four_legs_away_and_back_are_stale_and_never_read(pool: Mounted
     """After LVM's lvcreate-raid1-inconsistent-metadata: nothing is served from copies that were away."""
     volume = pool.volume_at_rest('vm', legs=4, size=16 * MIB)
     pool.start()
-    put(volume, 0, b'old' * 1000)
+    volume.put(0, b'old' * 1000)
     pool.stop()
     for leg in volume.legs[1:]:
         leg.rename(f'{leg}.away')
     pool.start()
-    put(volume, 0, b'new' * 1000)
+    volume.put(0, b'new' * 1000)
     pool.stop()
     volume.legs[0].rename(f'{volume.legs[0]}.away')
     for leg in volume.legs[1:]:
@@ -215,12 +203,12 @@ def test_three_of_four_legs_away_and_back_are_stale_and_never_read(pool: Mounted
     before = [digest(leg) for leg in volume.legs[1:]]
     pool.start()
     assert 'no up-to-date leg is at hand' in volume.status()['refusal']
-    assert refused(lambda: get(volume, 0, 3)) == errno.EIO
+    assert refused(lambda: volume.get(0, 3)) == errno.EIO
     assert refused(lambda: volume.write('resolve', 'keep 1')) == errno.EINVAL  # no split: they are stale
     pool.stop()
     assert [digest(leg) for leg in volume.legs[1:]] == before
     Path(f'{volume.legs[0]}.away').rename(volume.legs[0])
     pool.start()
-    wait_for(lambda: get(volume, 0, 3000) == b'new' * 1000 and volume.read('degraded') == '0\n', 'caught up')
+    wait_for(lambda: volume.get(0, 3000) == b'new' * 1000 and volume.read('degraded') == '0\n', 'caught up')
     pool.stop()
     assert volume.assert_legs_equal()[:3000] == b'new' * 1000

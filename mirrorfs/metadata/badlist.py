@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorfs import limits
-from mirrorfs.errors import BadMetadata
+from mirrorfs.metadata import copies
+from mirrorfs.metadata.copies import need
 
 MAGIC = b'WIBM-BB\n'
 VERSION = 1
@@ -63,42 +64,28 @@ def _crc(page: bytes) -> int:
 
 def decode(volume: uuid.UUID, leg: uuid.UUID, page: bytes) -> BadList:
     """Return what a page says of this leg.  Raises BadMetadata for anything that is not a valid one."""
-    _need(len(page) == PAGE and page.startswith(MAGIC), 'no bad-block list here')
-    _need(_CRC.unpack_from(page, _CRC_OFFSET)[0] == _crc(page), 'bad-block list: checksum is wrong')
+    need(len(page) == PAGE and page.startswith(MAGIC), 'no bad-block list here')
+    need(_CRC.unpack_from(page, _CRC_OFFSET)[0] == _crc(page), 'bad-block list: checksum is wrong')
     _, version, count, serial, whose, which = _HEADER.unpack_from(page)
-    _need(version == VERSION, f'bad-block list version {version} is not known')
-    _need((whose, which) == (volume.bytes, leg.bytes), 'bad-block list of another leg')
-    _need(count <= limits.BAD_BLOCKS_MAX and 0 < serial < 1 << 63, 'bad-block list: bad count or serial')
+    need(version == VERSION, f'bad-block list version {version} is not known')
+    need((whose, which) == (volume.bytes, leg.bytes), 'bad-block list of another leg')
+    need(count <= limits.BAD_BLOCKS_MAX and 0 < serial < 1 << 63, 'bad-block list: bad count or serial')
     entries: Entries = np.frombuffer(page, '<u8', count, _ENTRIES_OFFSET)
     sectors = ((entries & ~_ACKNOWLEDGED) >> np.uint64(9)).astype(np.int64)
     lengths = (entries & _LENGTH_MASK).astype(np.int64) + 1
-    _need(np.all(entries & _ACKNOWLEDGED), 'bad-block list: an entry is not acknowledged')
-    _need(not np.any((sectors | lengths) % ALIGNMENT), 'bad-block list: an entry is not aligned')
-    _need(np.all(sectors[1:] >= (sectors + lengths)[:-1]), 'bad-block list: entries overlap')
+    need(np.all(entries & _ACKNOWLEDGED), 'bad-block list: an entry is not acknowledged')
+    need(not np.any((sectors | lengths) % ALIGNMENT), 'bad-block list: an entry is not aligned')
+    need(np.all(sectors[1:] >= (sectors + lengths)[:-1]), 'bad-block list: entries overlap')
     return BadList(serial, sectors, lengths)
 
 
 def owner(page: bytes) -> tuple[uuid.UUID, uuid.UUID]:
     """Return the volume and the leg that a page says it is of.  Raises BadMetadata for what is no list."""
-    _need(len(page) == PAGE and page.startswith(MAGIC), 'no bad-block list here')
+    need(len(page) == PAGE and page.startswith(MAGIC), 'no bad-block list here')
     whose, which = _HEADER.unpack_from(page)[4:]
     return uuid.UUID(bytes=whose), uuid.UUID(bytes=which)
 
 
 def newest(volume: uuid.UUID, leg: uuid.UUID, first: bytes, second: bytes) -> tuple[BadList, int]:
     """Return the newer whole list of two copies, and which copy it is.  Raises BadMetadata."""
-    found: list[tuple[BadList, int]] = []
-    complaints = []
-    for copy, page in enumerate((first, second)):
-        try:
-            found.append((decode(volume, leg, page), copy))
-        except BadMetadata as bad:
-            complaints.append(str(bad))
-    if not found:
-        raise BadMetadata('; '.join(dict.fromkeys(complaints)))
-    return max(found, key=lambda pair: pair[0].serial)
-
-
-def _need(condition: object, complaint: str) -> None:
-    if not condition:
-        raise BadMetadata(complaint)
+    return copies.newest(lambda page: decode(volume, leg, page), (first, second))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import google_crc32c
 
 from mirrorfs import limits
-from mirrorfs.errors import BadMetadata
+from mirrorfs.metadata.copies import decode_name, need, newest
 from mirrorfs.metadata.wibm import PAGE, PAGE_CHUNKS, pages_for
 
 MAGIC = b'WIBM-LOG'
@@ -90,43 +90,25 @@ def encode_header(header: LogHeader) -> bytes:
 
 def decode_header(page: bytes) -> LogHeader:
     """Return what a header says.  Raises BadMetadata for anything that is not a valid one."""
-    _need(len(page) == PAGE and page[: len(MAGIC)] == MAGIC, 'no log header here')
+    need(len(page) == PAGE and page[: len(MAGIC)] == MAGIC, 'no log header here')
     stored = _CRC.unpack_from(page, _CRC_OFFSET)[0]
-    _need(stored == google_crc32c.value(page[:_CRC_OFFSET]), 'log header checksum is wrong')
+    need(stored == google_crc32c.value(page[:_CRC_OFFSET]), 'log header checksum is wrong')
     (
         _, version, length, volume, log,
         serial, events, size, chunk_size, room, name_length,
     ) = _HEADER.unpack_from(page)  # fmt: skip
-    _need(version == VERSION and length == PAGE, f'log version {version} is not known')
+    need(version == VERSION and length == PAGE, f'log version {version} is not known')
     good_chunk = limits.CHUNK_MIN <= chunk_size <= limits.CHUNK_MAX and chunk_size.bit_count() == 1
-    _need(good_chunk, 'bad chunk size')
-    _need(0 < size <= limits.CHUNKS_MAX * chunk_size and size % limits.SECTOR == 0, 'bad volume size')
-    _need(0 < serial < 1 << 63 and 0 < events < 1 << 63, 'bad serial or events')
-    _need(0 < name_length <= limits.NAME_MAX, 'bad name length')
-    try:
-        name = page[_NAME_OFFSET : _NAME_OFFSET + name_length].decode()
-    except UnicodeDecodeError:
-        raise BadMetadata('the name is not UTF-8') from None
+    need(good_chunk, 'bad chunk size')
+    need(0 < size <= limits.CHUNKS_MAX * chunk_size and size % limits.SECTOR == 0, 'bad volume size')
+    need(0 < serial < 1 << 63 and 0 < events < 1 << 63, 'bad serial or events')
+    name = decode_name(page[_NAME_OFFSET:], name_length)
     identity, owner = uuid.UUID(bytes=log), uuid.UUID(bytes=volume)
     header = LogHeader(identity, owner, name, size, chunk_size, serial, events, LogLayout(room))
-    _need(header.chunks <= header.layout.chunks_max, 'the log is too short for the volume')
+    need(header.chunks <= header.layout.chunks_max, 'the log is too short for the volume')
     return header
 
 
 def newest_header(first: bytes, second: bytes) -> tuple[LogHeader, int]:
     """Return the newer valid header of two copies, and which copy it is.  Raises BadMetadata."""
-    found: list[tuple[LogHeader, int]] = []
-    complaints = []
-    for copy, page in enumerate((first, second)):
-        try:
-            found.append((decode_header(page), copy))
-        except BadMetadata as bad:
-            complaints.append(str(bad))
-    if not found:
-        raise BadMetadata('; '.join(dict.fromkeys(complaints)))
-    return max(found, key=lambda pair: pair[0].serial)
-
-
-def _need(condition: object, complaint: str) -> None:
-    if not condition:
-        raise BadMetadata(complaint)
+    return newest(decode_header, (first, second))

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorfs import limits
-from mirrorfs.errors import BadMetadata
 from mirrorfs.intent import states
+from mirrorfs.metadata.copies import decode_name, need, newest
 from mirrorfs.model import Generation, LegState, ReturnPolicy, Slot, VolumeRecord, WriterPolicy
 
 States = npt.NDArray[np.uint8]
@@ -204,29 +204,29 @@ def has_magic(page: bytes) -> bool:
 
 def decode_super(page: bytes) -> LegSuper:
     """Return what a superblock says.  Raises BadMetadata for anything that is not a valid one."""
-    _need(len(page) == PAGE, f'a superblock has {PAGE} bytes, not {len(page)}')
-    _need(has_magic(page), 'no wibm superblock here')
+    need(len(page) == PAGE, f'a superblock has {PAGE} bytes, not {len(page)}')
+    need(has_magic(page), 'no wibm superblock here')
     stored = _CRC.unpack_from(page, _CRC_OFFSET)[0]
-    _need(stored == google_crc32c.value(page[:_CRC_OFFSET]), 'superblock checksum is wrong')
+    need(stored == google_crc32c.value(page[:_CRC_OFFSET]), 'superblock checksum is wrong')
     (
         _, version, length, _, read_only_compatible, incompatible, volume, leg, slot, raid_disks, flags,
         serial, events, size, chunk_size, time_base_ms, data_offset, created_us, updated_us, pages,
         generations, sections, name_length,
     ) = _HEADER.unpack_from(page)  # fmt: skip
-    _need(version == VERSION and length == PAGE, f'superblock version {version} is not known')
+    need(version == VERSION and length == PAGE, f'superblock version {version} is not known')
     unknown = incompatible & ~INCOMPATIBLE_KNOWN | read_only_compatible & ~READ_ONLY_COMPATIBLE_KNOWN
-    _need(not unknown, f'superblock has features {unknown:#x} that this version does not know')
+    need(not unknown, f'superblock has features {unknown:#x} that this version does not know')
     good_chunk = limits.CHUNK_MIN <= chunk_size <= limits.CHUNK_MAX and chunk_size.bit_count() == 1
-    _need(good_chunk, 'bad chunk size')
-    _need(0 < size <= limits.CHUNKS_MAX * chunk_size and size % limits.SECTOR == 0, 'bad volume size')
-    _need(pages == pages_for(-(-size // chunk_size)), 'log page count does not fit the size')
-    _need(slot < limits.SLOTS and 1 <= raid_disks <= limits.LEGS_MAX, 'bad slot or leg count')
-    _need(1 <= generations <= limits.GENERATIONS_MAX and sections <= _SECTIONS_MAX, 'bad table size')
-    _need(limits.TIME_BASE_MIN * 1000 <= time_base_ms <= limits.TIME_BASE_MAX * 1000, 'bad time base')
-    _need(0 < serial < 1 << 63 and 0 < events < 1 << 63, 'bad serial or events')
+    need(good_chunk, 'bad chunk size')
+    need(0 < size <= limits.CHUNKS_MAX * chunk_size and size % limits.SECTOR == 0, 'bad volume size')
+    need(pages == pages_for(-(-size // chunk_size)), 'log page count does not fit the size')
+    need(slot < limits.SLOTS and 1 <= raid_disks <= limits.LEGS_MAX, 'bad slot or leg count')
+    need(1 <= generations <= limits.GENERATIONS_MAX and sections <= _SECTIONS_MAX, 'bad table size')
+    need(limits.TIME_BASE_MIN * 1000 <= time_base_ms <= limits.TIME_BASE_MAX * 1000, 'bad time base')
+    need(0 < serial < 1 << 63 and 0 < events < 1 << 63, 'bad serial or events')
     record = VolumeRecord(
         uuid=uuid.UUID(bytes=volume),
-        name=_decode_name(page, name_length),
+        name=decode_name(page[_NAME_OFFSET:_SLOTS_OFFSET], name_length),
         size=size,
         chunk_size=chunk_size,
         raid_disks=raid_disks,
@@ -241,37 +241,15 @@ def decode_super(page: bytes) -> LegSuper:
         **_decode_settings(page),
     )
     places = {record.place(number) for number in range(limits.SLOTS)}
-    _need(len(places) == limits.SLOTS, 'two slots have the same place')
+    need(len(places) == limits.SLOTS, 'two slots have the same place')
     layout = _decode_layout(page, sections, data_offset)
-    _need(record.chunks <= layout.chunks_max, 'the log is too short for the volume')
+    need(record.chunks <= layout.chunks_max, 'the log is too short for the volume')
     return LegSuper(record, uuid.UUID(bytes=leg), slot, layout, serial)
 
 
 def newest_super(first: bytes, second: bytes) -> tuple[LegSuper, int]:
     """Return the newer valid superblock of two copies, and which copy it is.  Raises BadMetadata."""
-    found: list[tuple[LegSuper, int]] = []
-    complaints = []
-    for copy, page in enumerate((first, second)):
-        try:
-            found.append((decode_super(page), copy))
-        except BadMetadata as bad:
-            complaints.append(str(bad))
-    if not found:
-        raise BadMetadata('; '.join(dict.fromkeys(complaints)))
-    return max(found, key=lambda pair: pair[0].serial)
-
-
-def _need(condition: object, complaint: str) -> None:
-    if not condition:
-        raise BadMetadata(complaint)
-
-
-def _decode_name(page: bytes, length: int) -> str:
-    _need(0 < length <= limits.NAME_MAX, 'bad name length')
-    try:
-        return page[_NAME_OFFSET : _NAME_OFFSET + length].decode()
-    except UnicodeDecodeError:
-        raise BadMetadata('the name is not UTF-8') from None
+    return newest(decode_super, (first, second))
 
 
 _NO_SLOT = bytes(_SLOT.size)
@@ -286,10 +264,10 @@ def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
     if page.startswith(_NO_SLOT, start):  # as most are
         return _VACANT
     leg, state, flags, replaces, place, tracked_since, mark = _SLOT.unpack_from(page, start)
-    _need(state in _LEG_STATES, f'slot {number} has unknown state {state}')
-    _need(mark <= chunks, f'slot {number} has a mark beyond the volume')
-    _need(replaces <= limits.SLOTS, f'slot {number} replaces one that cannot be')
-    _need(place <= limits.SLOTS, f'slot {number} is in a place that cannot be')
+    need(state in _LEG_STATES, f'slot {number} has unknown state {state}')
+    need(mark <= chunks, f'slot {number} has a mark beyond the volume')
+    need(replaces <= limits.SLOTS, f'slot {number} replaces one that cannot be')
+    need(place <= limits.SLOTS, f'slot {number} is in a place that cannot be')
     return Slot(
         LegState(state),
         uuid.UUID(bytes=leg),
@@ -309,10 +287,10 @@ def _decode_settings(page: bytes) -> dict[str, Any]:
     log_id, backlog, delay, errors, low, high, quorum, policy, back = _SETTINGS.unpack_from(
         page, _SETTINGS_OFFSET
     )
-    _need(backlog <= limits.BACKLOG_MAX, 'bad backlog')
-    _need(delay <= limits.SPARE_DELAY_MAX * 1000, 'bad spare delay')
-    _need(quorum < limits.LEGS_MAX, 'bad quorum')
-    _need(policy in _WRITER_POLICIES and back in _RETURN_POLICIES, 'bad policy')
+    need(backlog <= limits.BACKLOG_MAX, 'bad backlog')
+    need(delay <= limits.SPARE_DELAY_MAX * 1000, 'bad spare delay')
+    need(quorum < limits.LEGS_MAX, 'bad quorum')
+    need(policy in _WRITER_POLICIES and back in _RETURN_POLICIES, 'bad policy')
     return {
         'log_id': uuid.UUID(bytes=log_id),
         'backlog': backlog,
@@ -337,13 +315,13 @@ def _decode_layout(page: bytes, count: int, data_offset: int) -> Layout:
     for number in range(count):
         section = Section(*_SECTION.unpack_from(page, _SECTIONS_OFFSET + number * _SECTION.size))
         aligned = section.offset % PAGE == 0 and section.length % PAGE == 0 and section.length > 0
-        _need(aligned and 1 <= section.copies <= 4, f'section {number} is malformed')
-        _need(section.offset >= end, f'section {number} overlaps what is before it')
+        need(aligned and 1 <= section.copies <= 4, f'section {number} is malformed')
+        need(section.offset >= end, f'section {number} overlaps what is before it')
         end = section.end
         sections.append(section)
-    _need(data_offset >= end and data_offset % PAGE == 0 and data_offset < 1 << 62, 'bad data offset')
+    need(data_offset >= end and data_offset % PAGE == 0 and data_offset < 1 << 62, 'bad data offset')
     logs = [section for section in sections if section.kind == SECTION_LOG]
-    _need(len(logs) == 1 and logs[0].copies == 2, 'there must be one log, with two copies')
+    need(len(logs) == 1 and logs[0].copies == 2, 'there must be one log, with two copies')
     return Layout(data_offset, tuple(sections))
 
 

@@ -158,40 +158,20 @@ async def start(
         plan = assemble(pool_record, records, settings.clock(), force, settings.new_uuid, kept)
     except SplitBrain as split:
         raise split.telling(await _written(found, settings.leg_timeout)) from None
-    members: dict[int, Member] = {}
-    images: dict[int, wibm.LogImage] = {}
-    absent = list(plan.absent)
     active = any(found[slot].sup.record.active for slot in plan.members)
-
-    async def load(slot: int) -> None:
-        member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
-        try:
-            with trio.fail_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
-                # What a killed process left in the page cache is read as if durable: make it so.
-                await member.leg.flush()
-                images[slot] = await member.load_log(plan.record)
-                await member.load_bad(plan.record.uuid)
-        except (OSError, BadMetadata, trio.TooSlowError) as error:
-            why = str(error) or 'it does not answer'
-            emit('Fail', pool_record.name, member.leg.path, f'cannot read its metadata: {why}')
-            absent.append(slot)
-        else:
-            members[slot] = member
-
-    async with trio.open_nursery() as nursery:
-        for slot in plan.members:
-            nursery.start_soon(load, slot)
-    in_sync = sorted(slot for slot in members if plan.record.slots[slot].state is LegState.IN_SYNC)
+    legs = await _load(plan, found, emit, settings)
+    in_sync = sorted(n for n in legs.members if plan.record.slots[n].state is LegState.IN_SYNC)
     if not in_sync:
         raise Refused(errno.EIO, f'{pool_record.name}: no leg that is in sync can be read')
     if active and len(in_sync) == 1:
         # With others, making equal rewrites what may be dirty; alone, only the medium can be believed.
         with trio.move_on_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
-            await members[in_sync[0]].leg.drop_cache()
+            await legs.members[in_sync[0]].leg.drop_cache()
+    images = legs.images
     if plan.record.log_is_outside:
         images = {slot: doubt.map_alone(image) for slot, image in images.items()}
     log, doubtful = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
-    serials = [found[slot].sup.serial for slot in members]
+    serials = [found[slot].sup.serial for slot in legs.members]
     file: LogFile | None = None
     if plan.record.log_is_outside:
         heard = (found[s].sup.serial for s in in_sync if records[s].events == plan.record.events)
@@ -204,13 +184,13 @@ async def start(
             plan = replace(plan, record=membership.move_log(plan.record, None))
             log.touch_all()  # legs have but the map
 
-    tracked = any(membership.needs_tracking(found[slot].sup.record) for slot in members)
+    tracked = any(membership.needs_tracking(found[slot].sup.record) for slot in legs.members)
     differ = doubt.prepare(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
     volume = Volume(plan.record, log, emit)
     volume.keeper = volume.gate.keeper = Keeper(
         plan.record,
-        [members[slot] for slot in sorted(members)],
-        absent,
+        [legs.members[slot] for slot in sorted(legs.members)],
+        legs.absent,
         log,
         store,
         volume,
@@ -226,10 +206,44 @@ async def start(
     rebuilder = Rebuilder(volume)
     rebuilder.pacer.enabled = settings.paced
     decided = force or bool(keep) or record_at_once
-    store_first = doubtful or differ or decided or (active and bool(absent))
+    store_first = doubtful or differ or decided or (active and bool(legs.absent))
     idle = plan.record.where(LegState.STANDBY)
     standby = {n: Spare(found[n].leg, found[n].sup.layout) for n in idle if n in found}
     return Started(volume, plan, rebuilder, Clearer(volume), standby, store_first)
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """The members that a volume starts with, what their logs say, and who counts and is not there."""
+
+    members: dict[int, Member]
+    images: dict[int, wibm.LogImage]
+    absent: list[int]
+
+
+async def _load(plan: Plan, found: Mapping[int, Found], emit: Emit, settings: Settings) -> _Loaded:
+    """Read the metadata of all legs that are to be members; those that cannot be read are absent."""
+    loaded = _Loaded({}, {}, list(plan.absent))
+
+    async def load(slot: int) -> None:
+        member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
+        try:
+            with trio.fail_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
+                # What a killed process left in the page cache is read as if durable: make it so.
+                await member.leg.flush()
+                image = await member.load_log(plan.record)
+                await member.load_bad(plan.record.uuid)
+        except (OSError, BadMetadata, trio.TooSlowError) as error:
+            why = str(error) or 'it does not answer'
+            emit('Fail', plan.record.name, member.leg.path, f'cannot read its metadata: {why}')
+            loaded.absent.append(slot)
+        else:
+            loaded.members[slot], loaded.images[slot] = member, image
+
+    async with trio.open_nursery() as nursery:
+        for slot in plan.members:
+            nursery.start_soon(load, slot)
+    return loaded
 
 
 async def _written(found: Mapping[int, Found], patience: float) -> dict[int, int]:
