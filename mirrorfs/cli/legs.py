@@ -1,13 +1,13 @@
 """The verbs for the legs of a mounted volume, and grow."""
 
-import errno
 import os
 from typing import Any
 
 import click
 
 from mirrorfs.cli.common import POOL, SIZE, VOLUME, find
-from mirrorfs.errors import Refused
+from mirrorfs.mirror.naming import Names
+from mirrorfs.mirror.naming import find as find_leg
 
 LEG = click.argument('leg', metavar='LEG')
 _FORCE = click.option(
@@ -113,15 +113,8 @@ def _leg_command(pool: str, name: str, leg: str, file: str, word: str) -> None:
 
 def _slot(volume: dict[str, Any], leg: str) -> int:
     """Return the number of the leg that a word names, as the daemon would.  Raises Refused(ENOENT)."""
-    legs = volume['legs']
-    path = os.path.abspath(leg)
-    found = [one for one in legs if str(one['slot']) == leg]
-    found = found or [one for one in legs if one['path'] == path]
-    found = found or [one for one in legs if len(leg) >= 4 and one['uuid'].startswith(leg.lower())]
-    if len(found) != 1:
-        have = ', '.join(f'{one["slot"]} ({one["path"]})' for one in legs)
-        raise Refused(errno.ENOENT, f'{volume["name"]} has no leg {leg!r}; it has {have}')
-    return int(found[0]['slot'])
+    legs = {int(one['slot']): Names(one['slot'], one['path'], one['uuid']) for one in volume['legs']}
+    return find_leg(legs, leg, volume['name'])
 
 
 @click.command()

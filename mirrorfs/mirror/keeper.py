@@ -92,10 +92,8 @@ class Keeper:
         self.record = record
         self.absent = set(absent)
         self.quarantine: dict[int, Member] = {}
-        """Expelled legs that may still have calls under way.  The observer closes them, when nobody writes
-        to them around the slow path any more."""
-        self.left: dict[int, Member] = {}
-        """Who left since the start: one that comes back with an older log is an older copy."""
+        """Who left since the start, and has not come back: what it was like when it did.  Calls on it may be
+        under way; the observer closes it, when nobody writes to it around the slow path any more."""
         self.faulted: set[int] = set()
         """Legs that failed by themselves, not by the admin's word, since the start."""
         self.log = log
@@ -201,7 +199,6 @@ class Keeper:
         for slot in slots:
             member = self.members.pop(slot)
             self.quarantine[slot] = member
-            self.left[slot] = member
             if member.backlog:
                 member.backlog.drop(LegError(errno.EIO, f'{member.leg.path} has left'))
             if isinstance(failures[slot], OSError):

@@ -2,27 +2,42 @@
 
 import errno
 import os
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from mirrorfs.errors import Refused
 from mirrorfs.model import LegState, VolumeRecord
 
 
-def find_slot(record: VolumeRecord, word: str) -> int:
-    """Return the slot that a word names: its number, its leg's path or UUID (or the start of it).
+class Names(NamedTuple):
+    """What a leg is known by."""
 
-    Raises Refused(ENOENT).
+    place: int
+    path: str
+    uuid: str
+
+
+def find_slot(record: VolumeRecord, word: str) -> int:
+    """Return the slot that a word names; see `find`."""
+    known = {
+        number: Names(record.place(number), slot.path, str(slot.leg))
+        for number, slot in enumerate(record.slots)
+        if slot.state is not LegState.VACANT
+    }
+    return find(known, word, record.name)
+
+
+def find(legs: Mapping[int, Names], word: str, volume: str) -> int:
+    """Return the key of the leg that a word names: its place, path or UUID (or the start of it).
+
+    Raises Refused(ENOENT), which says what legs the volume has.
     """
-    slots = record.slots
-    known = [n for n, slot in enumerate(slots) if slot.state is not LegState.VACANT]
-    if word.isascii() and word.isdigit():
-        named = [n for n in known if record.place(n) == int(word)]
-        if named:
-            return named[0]
-    for number in known:
-        if slots[number].path and os.path.abspath(word) == os.path.abspath(slots[number].path):
-            return number
-    alike = [n for n in known if len(word) >= 4 and str(slots[n].leg).startswith(word.lower())]
-    if len(alike) == 1:
-        return alike[0]
-    have = ', '.join(f'{record.place(n)} ({slots[n].path})' for n in sorted(known, key=record.place))
-    raise Refused(errno.ENOENT, f'{record.name} has no leg {word!r}; it has {have}')
+    path = os.path.abspath(word)
+    placed = [key for key, leg in legs.items() if str(leg.place) == word]
+    there = [key for key, leg in legs.items() if leg.path and os.path.abspath(leg.path) == path]
+    alike = [key for key, leg in legs.items() if len(word) >= 4 and leg.uuid.startswith(word.lower())]
+    for found in (placed, there, alike if len(alike) == 1 else []):
+        if found:
+            return found[0]
+    have = ', '.join(f'{leg.place} ({leg.path})' for leg in sorted(legs.values()))
+    raise Refused(errno.ENOENT, f'{volume} has no leg {word!r}; it has {have}')

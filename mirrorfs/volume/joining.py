@@ -114,7 +114,7 @@ class Joiner:
         Chunks may have been written and become clean since it was made: their marks are on the leg that left,
         but where the log is outside the legs.
         """
-        left = self._volume.keeper.left.get(slot)
+        left = self._volume.keeper.quarantine.get(slot)
         if left is None:
             return False
         moved = self._volume.record.log_is_outside and left.leg.identity != known.leg.identity
