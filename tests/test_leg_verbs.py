@@ -160,6 +160,28 @@ def test_an_ousted_leg_does_not_come_back_over_the_spare_that_took_its_place(vol
     assert volume.read('degraded') == '0\n'
 
 
+def test_a_leg_does_not_come_back_while_a_spare_is_on_its_way_to_its_place(volume: Volume) -> None:
+    away = volume.legs[0].with_suffix('.away')
+    volume.write('spare_delay', '0')
+    volume.write('sync_action', 'frozen')
+    volume.write('add', f'{new_leg(volume)} spare')
+    os.link(volume.legs[0], away)
+    volume.legs[0].unlink()
+    volume.legs[0].touch()
+    wait_for(lambda: volume.read('legs/2/recovery_start') != 'none\n', 'the spare takes its place')
+    away.replace(volume.legs[0])
+    other = volume.pool.volume('other', size=MIB)  # shows that watchers have been round
+    for leg in (1, 0):
+        moved = other.legs[leg].with_suffix('.moved')
+        other.legs[leg].rename(moved)
+        followed = f'{moved}\n'
+        wait_for(lambda leg=leg, path=followed: other.read(f'legs/{leg}/path') == path, 'a round of looking')
+    assert states(volume)[0] == 'missing'
+    volume.write('sync_action', 'idle')
+    volume.settled()
+    assert states(volume) == {1: 'in_sync', 2: 'in_sync'}
+
+
 # Replacing (mdadm: 01replace)
 
 
