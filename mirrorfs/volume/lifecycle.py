@@ -158,16 +158,9 @@ async def start(
         plan = assemble(pool_record, records, settings.clock(), force, settings.new_uuid, kept)
     except SplitBrain as split:
         raise split.telling(await _written(found, settings.leg_timeout)) from None
-    active = any(found[slot].sup.record.active for slot in plan.members)
-    legs = await _load(plan, found, emit, settings)
-    in_sync = sorted(n for n in legs.members if plan.record.slots[n].state is LegState.IN_SYNC)
-    if not in_sync:
-        raise Refused(errno.EIO, f'{pool_record.name}: no leg that is in sync can be read')
-    if active and len(in_sync) == 1:
-        # With others, making equal rewrites what may be dirty; alone, only the medium can be believed.
-        with trio.move_on_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
-            await legs.members[in_sync[0]].leg.drop_cache()
-    images = legs.images
+    active = any(records[slot].active for slot in plan.members)
+    legs = await _load(plan, found, emit, settings, active=active)
+    in_sync, images = legs.in_sync, legs.images
     if plan.record.log_is_outside:
         images = {slot: doubt.map_alone(image) for slot, image in images.items()}
     log, doubtful = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
@@ -184,7 +177,7 @@ async def start(
             plan = replace(plan, record=membership.move_log(plan.record, None))
             log.touch_all()  # legs have but the map
 
-    tracked = any(membership.needs_tracking(found[slot].sup.record) for slot in legs.members)
+    tracked = any(membership.needs_tracking(records[slot]) for slot in legs.members)
     differ = doubt.prepare(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
     volume = Volume(plan.record, log, emit)
     volume.keeper = volume.gate.keeper = Keeper(
@@ -219,11 +212,17 @@ class _Loaded:
     members: dict[int, Member]
     images: dict[int, wibm.LogImage]
     absent: list[int]
+    in_sync: list[int]
 
 
-async def _load(plan: Plan, found: Mapping[int, Found], emit: Emit, settings: Settings) -> _Loaded:
-    """Read the metadata of all legs that are to be members; those that cannot be read are absent."""
-    loaded = _Loaded({}, {}, list(plan.absent))
+async def _load(
+    plan: Plan, found: Mapping[int, Found], emit: Emit, settings: Settings, *, active: bool
+) -> _Loaded:
+    """Read the metadata of all legs that are to be members; those that cannot be read are absent.
+
+    Raises Refused(EIO) where none of them is in sync.
+    """
+    loaded = _Loaded({}, {}, list(plan.absent), [])
 
     async def load(slot: int) -> None:
         member = Member.from_super(found[slot].leg, found[slot].sup, found[slot].copy)
@@ -243,6 +242,13 @@ async def _load(plan: Plan, found: Mapping[int, Found], emit: Emit, settings: Se
     async with trio.open_nursery() as nursery:
         for slot in plan.members:
             nursery.start_soon(load, slot)
+    loaded.in_sync = sorted(set(loaded.members) & set(plan.record.where(LegState.IN_SYNC)))
+    if not loaded.in_sync:
+        raise Refused(errno.EIO, f'{plan.record.name}: no leg that is in sync can be read')
+    if active and len(loaded.in_sync) == 1:
+        # With others, making equal rewrites what may be dirty; alone, only the medium can be believed.
+        with trio.move_on_after(settings.leg_timeout + limits.START_FLUSH_PATIENCE):
+            await loaded.members[loaded.in_sync[0]].leg.drop_cache()
     return loaded
 
 
