@@ -2,12 +2,13 @@
 
 import trio
 
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Opener
 from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import VolumeRecord
-from mirrorfs.pool import Pool, PoolDirectory
+from mirrorfs.pool import Pool
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
 
 

@@ -644,7 +644,7 @@ BLIND: list[Plant] = [
     # The pool
     Plant(
         name='definition_not_synced',
-        target='mirrorfs.pool:PoolDirectory._replace',
+        target='mirrorfs.definitions:PoolDirectory._replace',
         old='        file.sync()\n',
         new='',
         checker='operator',
@@ -654,7 +654,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='rename_not_synced',
-        target='mirrorfs.pool:PoolDirectory._replace',
+        target='mirrorfs.definitions:PoolDirectory._replace',
         old='    self._files.sync_directory(path.parent)\n',
         new='',
         checker='expulsion-first',

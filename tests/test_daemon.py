@@ -35,10 +35,10 @@ from mounts import (
     wait_for,
 )
 
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.fs import daemon, mounting
 from mirrorfs.fs.names import Names
 from mirrorfs.leg.opening import FileOpener
-from mirrorfs.pool import PoolDirectory
 from mirrorfs.volume.creation import Request, create
 from mirrorfs.volume.lifecycle import Settings
 

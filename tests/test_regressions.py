@@ -18,6 +18,7 @@ from test_lane import CHUNK as LANE_CHUNK
 from test_lane import legs, serving, table_over  # noqa: F401
 
 from mirrorfs import hot, limits
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import LegError, LegTimeout, Refused
 from mirrorfs.events import EventLog
 from mirrorfs.hot import HotTable
@@ -33,7 +34,7 @@ from mirrorfs.mirror.fanout import Failures
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
-from mirrorfs.pool import Pool, PoolDirectory
+from mirrorfs.pool import Pool
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg, Hook
 from mirrorfs.sim.world import CHUNK
 from mirrorfs.volume.creation import Request, create

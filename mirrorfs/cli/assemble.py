@@ -14,13 +14,13 @@ import trio
 
 from mirrorfs import atrest
 from mirrorfs.cli.common import EXIT_REFUSED, POOL, VOLUME, Target, find
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.leg.scanning import scan
 from mirrorfs.mirror.rebuilding import UNCHANGED, Claim, Rebuilt, rebuild
 from mirrorfs.mirror.splitbrain import SplitBrain
 from mirrorfs.model import LegState, VolumeRecord
-from mirrorfs.pool import PoolDirectory
 from mirrorfs.units import format_size
 from mirrorfs.volume.creation import check_name
 from mirrorfs.volume.lifecycle import Settings

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.fs import mounting
-from mirrorfs.pool import PoolDirectory
 from mirrorfs.units import parse_size
 from mirrorfs.volume.logplace import INTERNAL, NONE
 

@@ -11,12 +11,12 @@ import trio
 from mirrorfs import limits
 from mirrorfs.cli.common import POOL, SIZE, VOLUME, Mounted, find, log_place
 from mirrorfs.cli.progress import Meter
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.logfile import find_log_file
 from mirrorfs.model import VolumeRecord
-from mirrorfs.pool import PoolDirectory
 from mirrorfs.units import format_size
 from mirrorfs.volume.creation import MISSING, Request
 from mirrorfs.volume.creation import create as create_volume

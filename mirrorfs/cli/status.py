@@ -11,8 +11,8 @@ import click
 
 from mirrorfs.cli.common import POOL, Mounted, Target, find
 from mirrorfs.cli.progress import Meter
+from mirrorfs.definitions import status_of_records
 from mirrorfs.errors import Refused
-from mirrorfs.pool import status_of_records
 from mirrorfs.units import format_duration, format_size
 
 JSON = click.option('--json', 'as_json', is_flag=True, help='for programs')

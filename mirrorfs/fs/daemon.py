@@ -23,6 +23,7 @@ import pyfuse3
 import trio
 
 import mirrorfs
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.fs import mounting
@@ -31,7 +32,7 @@ from mirrorfs.fs.lane import Gateway
 from mirrorfs.fs.names import Names
 from mirrorfs.fs.tree import Tree
 from mirrorfs.leg.opening import FileOpener
-from mirrorfs.pool import Entry, Pool, PoolDirectory
+from mirrorfs.pool import Entry, Pool
 from mirrorfs.volume.lifecycle import Settings
 
 log = logging.getLogger('mirrorfs')

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from mirrorfs import pool as pools
+from mirrorfs import definitions
 from mirrorfs.errors import BadMetadata
 from mirrorfs.limits import SECTOR
 from mirrorfs.model import VolumeRecord
@@ -47,7 +47,7 @@ class Left:
 def decode_definition(text: bytes) -> VolumeRecord | None:
     """Return a volume's definition; None if it cannot be read."""
     try:
-        return pools.decode(text.decode())
+        return definitions.decode(text.decode())
     except (BadMetadata, UnicodeDecodeError):
         return None
 

@@ -6,13 +6,13 @@ An operation is a tuple: a name from `RESTING`, then its arguments.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.intent.states import UNWRITTEN
 from mirrorfs.limits import SECTOR
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror.rebuilding import Claim, rebuild
 from mirrorfs.model import LegState, VolumeRecord
-from mirrorfs.pool import PoolDirectory
 from mirrorfs.sim.checkers import (
     CHUNK,
     CHUNK_BLOCKS,

@@ -20,6 +20,7 @@ import trio
 
 from mirrorfs import atrest
 from mirrorfs import pool as pools
+from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
@@ -341,7 +342,7 @@ class World:
         self.frozen.clear()
 
     def _new_pool(self) -> pools.Pool:
-        directory = pools.PoolDirectory(_POOL, self.files)
+        directory = PoolDirectory(_POOL, self.files)
         self.running_pool = pools.Pool(directory, self, SimEvents(self), self.settings)
         self.running_pool.on_start = self._on_start
         return self.running_pool
@@ -405,7 +406,7 @@ class World:
         """Start and stop the volume once, as `mirrorfs assemble --force` does."""
         if self.rebuilt is None:
             return
-        directory = pools.PoolDirectory(_POOL, self.files)
+        directory = PoolDirectory(_POOL, self.files)
         forced = self.rebuilt.forced
         try:
             await atrest.settle(directory, self.rebuilt.record, self, self.settings, force=forced)
