@@ -12,7 +12,8 @@
 import enum
 from dataclasses import dataclass
 
-from mirrorfs.fs.control import BITMAP_FILES, LEG_FILES, POOL_FILES, VOLUME_FILES, ControlFile, Place
+from mirrorfs.fs.control import BITMAP_FILES, LEG_FILES, POOL_FILES, VOLUME_FILES, ControlFile
+from mirrorfs.fs.place import Place
 from mirrorfs.model import LegState
 from mirrorfs.pool import Entry, Pool
 

@@ -1,0 +1,31 @@
+"""Where in the tree a control file is opened, and what can be done there."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mirrorfs.pool import Entry, Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the tree a file is opened: the pool, a volume of it, a slot of that."""
+
+    pool: Pool
+    mountpoint: str
+    entry: Entry | None = None
+    slot: int = -1
+
+    @property
+    def number(self) -> int:
+        """The number that people know the slot by."""
+        assert self.entry and self.entry.record
+        return self.entry.record.place(self.slot)
+
+    @property
+    def volume(self) -> Entry:
+        assert self.entry
+        return self.entry
+
+
+Reader = Callable[[Place], str]
+Action = Callable[[Place, list[str]], Awaitable[None]]
