@@ -350,7 +350,8 @@ def fail_and_return(volume: Volume, pool: FaultPool, until: float) -> None:
         if number:
             volume.write('fail', str(number))
         else:
-            pool.faults[number].rule('plain', 'EIO', every=True)
+            # Not EIO, which may be that of a block: so small a volume has room for all of its blocks in the list.
+            pool.faults[number].rule('plain', 'ENXIO', every=True)
             wait_for(lambda: volume.status()['degraded'], 'a write fails on leg 0')
             pool.clear()
         time.sleep(0.03)
