@@ -55,6 +55,7 @@ def encode(record: VolumeRecord) -> str:
                     'tracked_since': slot.tracked_since,
                     'replaces': slot.replaces,
                     'place': slot.place,
+                    'stamp': slot.stamp,
                     **{flag: getattr(slot, flag) for flag in _FLAGS},
                 }
                 for number, slot in enumerate(record.slots)
@@ -80,6 +81,7 @@ def decode(text: str) -> VolumeRecord:
                 tracked_since=int(slot['tracked_since']),
                 replaces=int(slot.get('replaces', -1)),
                 place=int(slot.get('place', -1)),
+                stamp=str(slot.get('stamp', '')),
                 **{flag: bool(slot.get(flag)) for flag in _FLAGS},
             )
         check_name(raw['name'])

@@ -25,6 +25,8 @@ VOLUMES_MAX = 1024
 
 LEG_TIMEOUT = 30.0
 LEG_TIMEOUT_MIN = 0.5
+CLOCK_TICK = 0.02
+"""Seconds after which a file that is changed gets another time: kernels' clocks tick every 10 ms at least."""
 FLUSH_RATE_MIN = 4 << 20
 """A flush may take LEG_TIMEOUT and, on top, the time that its unflushed bytes need at this many bytes/s."""
 UNFLUSHED_MAX = 256 << 20

@@ -82,7 +82,9 @@ class Slot:
     `full` is set (a full recovery, which copies every written chunk from there on).  Without `full` a
     stale or recovering leg needs just the chunks flagged MODIFIED.  `tracked_since` is the value of the
     volume's events since which every change that this absent leg lacks is flagged MODIFIED; 0 means that
-    it was not tracked.  `path` is the pool's knowledge; superblocks do not hold it.
+    it was not tracked.  `path` and `stamp` are the pool's knowledge; superblocks do not hold them.
+    `stamp`, of a leg that is split off, tells whether anybody has changed it since (`Leg.stamp`); empty: it
+    is no point in time.
     """
 
     state: LegState = LegState.VACANT
@@ -97,6 +99,7 @@ class Slot:
     behind: bool = False
     replaces: int = -1
     place: int = -1
+    stamp: str = ''
 
     def but(self, **changes: Any) -> 'Slot':
         return replace(self, **changes)

@@ -28,6 +28,7 @@ from mirrorfs.volume.admin import Admin
 from mirrorfs.volume.creation import Request, check_name, create
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
 from mirrorfs.volume.spares import SpareWatch
+from mirrorfs.volume.splitting import SUFFIX, SplitOff
 from mirrorfs.volume.watching import Watcher
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ class Entry:
     @property
     def record(self) -> VolumeRecord | None:
         return self.started.volume.record if self.started else self.record_at_rest
+
+    @property
+    def split_off(self) -> SplitOff | None:
+        """The leg that is split off and served."""
+        return self.admin.splitter.held if self.admin else None
 
     def require(self) -> tuple[Started, Admin]:
         """Return what commands work on; raises Refused(EIO) with the reason if it did not start."""
@@ -140,7 +146,7 @@ class Pool:
         if isinstance(outside, LogFile) and outside is not started.volume.keeper.outside:
             outside.leg.close()
         for slot, leg in found.items():
-            if slot not in started.volume.keeper.members and slot not in started.standby:
+            if not started.keeps(slot):
                 leg.leg.close()
         await started.rebuilder.scrub.load(self.directory)
         entry.admin = Admin(started, self._opener)
@@ -324,6 +330,8 @@ class Pool:
         async with self._turn:
             self._refuse_if_stopping()
             check_name(request.name)
+            if request.name.endswith(SUFFIX):
+                raise Refused(errno.EINVAL, f'names that end in {SUFFIX} are those of legs split off')
             if request.name in self.entries:
                 raise Refused(errno.EEXIST, f'there is a volume {request.name} already')
             if len(self.entries) >= limits.VOLUMES_MAX:
@@ -358,6 +366,8 @@ class Pool:
             entry = self.find(name)
             if entry.opened:
                 raise Refused(errno.EBUSY, f'{name} is open in {entry.opened} places; close it first')
+            if entry.admin:
+                entry.admin.splitter.refuse_if_open(entry.split_off)
             await self._stop(entry)
             await self.directory.forget(name)
             del self.entries[name]

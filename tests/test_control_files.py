@@ -68,7 +68,7 @@ LATER = pytest.mark.xfail(reason='comes with a later version', strict=True)
 POOL_FILES = ['mdstat', 'status.json', 'events', 'create', 'destroy', pytest.param('metrics', marks=LATER)]
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
-    *('replace', 'spare_delay', 're_add_policy', 'quorum', 'quorum_policy', 'resolve'),
+    *('replace', 'spare_delay', 're_add_policy', 'quorum', 'quorum_policy', 'resolve', 'split', 'merge'),
     *('sync_action', 'sync_completed', 'sync_speed', 'max_read_errors'),
     *'sync_speed_min sync_speed_max sync_mode sync_min sync_max last_sync_action'.split(),
     *('mismatch_cnt', 'mismatches'),
@@ -76,7 +76,7 @@ VOLUME_FILES = [
     *(f'legs/0/{name}' for name in 'state path uuid errors recovery_start'.split()),
     *(f'legs/0/{name}' for name in 'bad_blocks unacknowledged_bad_blocks'.split()),
 ]
-WRITE_ONLY = {'create', 'destroy', 'add', 'remove', 'fail', 're-add', 'replace'}
+WRITE_ONLY = {'create', 'destroy', 'add', 'remove', 'fail', 're-add', 'replace', 'split', 'merge'}
 
 
 def check_file(path: Path) -> None:

@@ -54,6 +54,10 @@ def leave(old: VolumeRecord, *slots: int, state: LegState = FAULTY) -> VolumeRec
     return membership.leave(old, slots, state, NEXT, 77)
 
 
+def split(old: VolumeRecord, slot: int) -> VolumeRecord:
+    return membership.split_off(old, slot, NEXT, 77)
+
+
 # Kinship
 
 
@@ -236,6 +240,39 @@ def test_only_a_stale_leg_can_be_removed_and_only_a_spare_completed(state: LegSt
     if state is not SPARE:
         with pytest.raises(AssertionError):
             membership.complete(record(IN_SYNC, state), 1)
+
+
+def test_a_leg_split_off_is_tracked_and_no_spare_is_wanted_for_it() -> None:
+    old = record(IN_SYNC, IN_SYNC, behind=True, stamp='x')
+    after = split(old, 1)
+    slot = after.slots[1]
+    assert (slot.state, slot.tracked_since, slot.behind, slot.stamp) == (LegState.SPLIT, 10, False, '')
+    assert (after.degraded, membership.shortage(after)) == (1, 0)
+    assert after.lineage[-1].uuid == NEXT
+    assert membership.needs_tracking(after) and membership.absentees_tracked(after)
+    assert membership.can_catch_up(after, 1, old)
+
+
+def test_a_leg_split_off_is_not_forgotten_at_full_strength() -> None:
+    with_split = split(record(IN_SYNC, IN_SYNC, SPARE), 1).but(raid_disks=2)
+    after = membership.complete(with_split, 2)
+    assert not after.degraded
+    assert after.slots[1] == with_split.slots[1]
+
+
+def test_a_leg_that_is_merged_is_no_point_in_time_any_more() -> None:
+    before = split(record(IN_SYNC, IN_SYNC), 1)
+    before = before.with_slot(1, before.slots[1].but(stamp='x'))
+    after = membership.rejoin(before, 1, '/legs/1', caught_up=True)
+    assert (after.slots[1].state, after.slots[1].full, after.slots[1].stamp) == (SPARE, False, '')
+    assert after.raid_disks == 2
+
+
+def test_a_leg_split_off_that_is_removed_is_not_tracked_any_more() -> None:
+    before = split(record(IN_SYNC, IN_SYNC), 1)
+    after = membership.remove(before.with_slot(1, before.slots[1].but(stamp='x')), 1)
+    assert (after.slots[1].state, after.slots[1].tracked_since, after.slots[1].stamp) == (REMOVED, 0, '')
+    assert membership.shortage(after) == 1
 
 
 def test_a_mark_moves_without_an_event() -> None:

@@ -13,11 +13,10 @@ from plants_pool import FOUND_POOL, POOL
 from plants_reads import FOUND_READS, READS
 from plants_scrub import HUNTS as SCRUB_HUNTS
 from plants_scrub import SCRUB
+from plants_split import SPLIT, SPLIT_FOUND
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
-
-HUNTS = FOUND | FOUND_POOL
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +27,8 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB]
-HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS}
+ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT]
+HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS, **SPLIT_FOUND}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)

@@ -37,6 +37,8 @@ for command in (
     legs.fail,
     legs.re_add,
     legs.replace,
+    legs.split,
+    legs.merge,
     legs.move,
     legs.mark,
     legs.grow,

@@ -82,6 +82,30 @@ def replace(pool: str, name: str, leg: str, path: str, force: bool) -> None:
 @POOL
 @VOLUME
 @LEG
+def split(pool: str, name: str, leg: str) -> None:
+    """Split a leg off as a point in time, which NAME@split in the mount shows until it is merged.
+
+    It has all that was written by now; nobody writes to it, and it stays locked.
+    """
+    find(pool).require_mounted().volume_command(name, 'split', _word(leg))
+
+
+@click.command(epilog=_LEG_HELP)
+@POOL
+@VOLUME
+@click.argument('leg', metavar='[LEG]', required=False)
+def merge(pool: str, name: str, leg: str | None) -> None:
+    """Take back the leg that was split off; copies only what the volume was written since.
+
+    If anybody has changed the leg meanwhile, all of it is copied.
+    """
+    find(pool).require_mounted().volume_command(name, 'merge', _word(leg) if leg else f'{name}@split')
+
+
+@click.command(epilog=_LEG_HELP)
+@POOL
+@VOLUME
+@LEG
 @click.argument('path', type=click.Path(), metavar='NEWPATH')
 def move(pool: str, name: str, leg: str, path: str) -> None:
     """Rename LEG to NEWPATH, on the same filesystem; or say that it lies there now."""

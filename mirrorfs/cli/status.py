@@ -91,7 +91,8 @@ def _lines(volume: dict[str, Any], pool: str) -> list[str]:
         errors = leg.get('read_errors', 0) + leg.get('write_errors', 0)
         trouble = f', {errors} errors' if errors else ''
         words = ' '.join([leg['state'], *leg.get('flags', [])])
-        lines.append(f'  leg {leg["slot"]}: {words:<8} {leg["path"]}{trouble}')
+        image = f', shown as {leg["image"]}' if leg.get('image') else ''
+        lines.append(f'  leg {leg["slot"]}: {words:<8} {leg["path"]}{image}{trouble}')
     return lines
 
 
@@ -111,6 +112,8 @@ def _action(volume: dict[str, Any], pool: str) -> str:
         if leg['state'] in ('faulty', 'missing', 'removed') and volume.get('degraded'):
             back = f'mirrorfs re-add {pool} {name} {leg["slot"]}'
             return f'{back}, or with a new leg: mirrorfs add {pool} {name} PATH'
+    if any(leg['state'] == 'split' for leg in volume.get('legs', [])):
+        return f'when it is no longer needed: mirrorfs merge {pool} {name}'
     if volume.get('degraded') and not volume.get('sync'):
         return f'add a leg: mirrorfs add {pool} {name} PATH'
     if volume.get('mismatches') and not volume.get('sync'):

@@ -18,9 +18,11 @@ from mirrorfs.units import parse_size
 from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
 from mirrorfs.volume.logplace import INTERNAL, NONE
+from mirrorfs.volume.splitting import SUFFIX
 
 _SECTORS_MAX = (1 << 63) // limits.SECTOR
 E = TypeVar('E', bound=Enum)
+
 
 def _one(words: list[str], what: str) -> str:
     if len(words) != 1:
@@ -175,6 +177,16 @@ async def fail(place: Place, words: list[str]) -> None:
 
 async def re_add(place: Place, words: list[str]) -> None:
     await place.volume.require()[1].re_add(_one(words, 'LEG or missing'))
+
+
+async def split(place: Place, words: list[str]) -> None:
+    await place.volume.require()[1].split(_one(words, 'LEG'))
+
+
+async def merge(place: Place, words: list[str]) -> None:
+    """LEG, or the name of its image"""
+    word = _one(words, f'LEG or {place.volume.name}{SUFFIX}')
+    await place.volume.require()[1].merge('' if word == f'{place.volume.name}{SUFFIX}' else word)
 
 
 async def resolve(place: Place, words: list[str]) -> None:

@@ -68,6 +68,8 @@ VOLUME_FILES: dict[str, ControlFile] = {
     're_add_policy': ControlFile(
         recorded(lambda e: e.record and e.record.return_policy.name.lower()), commands.set_return_policy
     ),
+    'split': ControlFile(act=commands.split),
+    'merge': ControlFile(act=commands.merge),
     'resolve': ControlFile(facts.sides, commands.resolve),
     'array_state': ControlFile(lambda place: f'{mdstat.array_state(place.volume)}\n'),
     'degraded': ControlFile(recorded(lambda e: mdstat.volume_status(e)['degraded'])),

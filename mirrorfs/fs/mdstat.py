@@ -15,6 +15,7 @@ from mirrorfs.model import LegState, Slot, VolumeRecord, WriterPolicy
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.volume.logplace import place_of
 from mirrorfs.volume.passes import Progress
+from mirrorfs.volume.splitting import SUFFIX
 
 _BAR = 20
 
@@ -33,7 +34,8 @@ def _volume_lines(entry: Entry) -> list[str]:
     if record is None or not entry.started:
         return [f'{entry.name} : inactive', f'      {record.size // 1024 if record else 0} blocks']
     rebuilder, volume = entry.started.rebuilder, entry.started.volume
-    present = [(n, s) for n, s in enumerate(record.slots) if s.state is not LegState.VACANT]
+    apart = (LegState.VACANT, LegState.SPLIT)
+    present = [(n, s) for n, s in enumerate(record.slots) if s.state not in apart]
     present.sort(key=lambda pair: record.place(pair[0]), reverse=True)
     legs = ' '.join(f'{slot.path}[{record.place(number)}]{_mark(slot)}' for number, slot in present)
     up = len(volume.keeper.counting)
@@ -211,6 +213,8 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
         'recovery_start': slot.mark * record.chunk_size if slot.state is LegState.SPARE else None,
         'tracked_since': slot.tracked_since,
     }
+    if entry.split_off and entry.split_off.slot == number:
+        facts['image'] = f'{record.name}{SUFFIX}'
     if entry.started and (member := entry.started.volume.keeper.members.get(number)):
         facts |= {
             'errors': member.corrected,

@@ -1,4 +1,6 @@
-"""The pyfuse3 side of the mount: names, attributes, control files.  The bytes of images never come here.
+"""The pyfuse3 side of the mount: names, attributes, control files, and images of legs that are split off.
+
+The bytes of volumes never come here.
 
 Every handler goes through `guarded`: an exception that pyfuse3 does not expect would end the whole mount.
 """
@@ -116,6 +118,10 @@ class Names(pyfuse3.Operations):
             attributes.st_nlink = 2
         elif node.entry:
             _image_attributes(attributes, node.entry)
+            if node.split_off:
+                attributes.st_mode &= ~0o222
+                attributes.st_size = node.split_off.size
+                attributes.st_blocks = node.split_off.written_bytes // limits.SECTOR
         elif node.file:
             attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | node.file.mode)
         return attributes
@@ -141,6 +147,8 @@ class Names(pyfuse3.Operations):
     @guarded(pyfuse3.EntryAttributes)
     async def setattr(self, inode: Any, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:
         node = self._node(inode)
+        if node.split_off:
+            raise Refused(errno.EROFS, 'a point in time')
         if node.entry:
             await self._change_image(node.entry, attr, fields)
         elif fields.update_mode or fields.update_uid or fields.update_gid:
@@ -207,7 +215,11 @@ class Names(pyfuse3.Operations):
         """O_TRUNC means nothing here: control files have no content, images are like block devices."""
         node = self._node(inode)
         handle = Handle(node)
-        if node.entry:
+        if node.split_off:
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                raise Refused(errno.EROFS, 'a point in time')
+            node.split_off.opened += 1
+        elif node.entry:
             node.entry.require()
             node.entry.opened += 1
         elif node.kind is Kind.EVENTS:
@@ -222,6 +234,8 @@ class Names(pyfuse3.Operations):
     @guarded(bytes)
     async def read(self, fh: Any, off: int, size: int) -> Any:
         handle = self._handles[fh]
+        if handle.node.split_off:
+            return await handle.node.split_off.read(off, size)
         size = min(size, limits.CONTROL_READ_MAX)
         if handle.node.kind is Kind.EVENTS:
             # Who was too slow goes on with the oldest line that is kept, and goes on from there.
@@ -248,8 +262,9 @@ class Names(pyfuse3.Operations):
     @guarded(None)
     async def release(self, fh: Any) -> None:
         handle = self._handles.pop(fh, None)
-        if handle and handle.node.entry:
-            handle.node.entry.opened -= 1
+        image = handle and (handle.node.split_off or handle.node.entry)
+        if image:
+            image.opened -= 1
 
     @guarded(None)
     async def fsync(self, fh: Any, datasync: bool) -> None:

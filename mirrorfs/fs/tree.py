@@ -3,6 +3,7 @@
 ::
 
     NAME                                   an image
+    NAME@split                             the image of a leg that is split off
     .mirrorfs/{mdstat,status.json,…}       POOL_FILES
     .mirrorfs/volumes/NAME/…               VOLUME_FILES
     .mirrorfs/volumes/NAME/bitmap/…        BITMAP_FILES
@@ -16,6 +17,7 @@ from mirrorfs.fs.control import BITMAP_FILES, LEG_FILES, POOL_FILES, VOLUME_FILE
 from mirrorfs.fs.place import Place
 from mirrorfs.model import LegState
 from mirrorfs.pool import Entry, Pool
+from mirrorfs.volume.splitting import SUFFIX, SplitOff
 
 CONTROL = '.mirrorfs'
 ROOT = 1
@@ -31,13 +33,17 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What a path is.  `children` of a directory; `file` of a control file; `entry` of an image."""
+    """What a path is.  `children` of a directory; `file` of a control file; `entry` of an image.
+
+    `split_off`: it is the image of that leg.
+    """
 
     kind: Kind
     children: tuple[str, ...] = ()
     file: ControlFile | None = None
     place: Place | None = None
     entry: Entry | None = None
+    split_off: SplitOff | None = None
 
 
 class Tree:
@@ -63,18 +69,22 @@ class Tree:
 
     def forget(self, name: str) -> None:
         """A volume is gone: a later one of the same name gets new numbers."""
-        for path in [path for path in self._numbers if path == (name,) or path[2:3] == (name,)]:
+        images = (name,), (f'{name}{SUFFIX}',)
+        for path in [path for path in self._numbers if path in images or path[2:3] == (name,)]:
             del self._paths[self._numbers.pop(path)]
 
     def node(self, path: Path) -> Node | None:
         """Return what is at a path now, or None."""
         match path:
             case ():
-                return _directory((CONTROL, *self._pool.entries))
+                return _directory((CONTROL, *self._pool.entries, *self._split_off()))
             case (name,) if name == CONTROL:
                 return _directory((*POOL_FILES, 'volumes'))
             case (name,) if name in self._pool.entries:
                 return Node(Kind.IMAGE, entry=self._pool.entries[name])
+            case (name,) if name in (split_off := self._split_off()):
+                entry = split_off[name]
+                return Node(Kind.IMAGE, entry=entry, split_off=entry.split_off)
             case (top, 'volumes') if top == CONTROL:
                 return _directory(tuple(self._pool.entries))
             case (top, 'events') if top == CONTROL:
@@ -84,6 +94,11 @@ class Tree:
             case (top, 'volumes', name, *rest) if top == CONTROL and name in self._pool.entries:
                 return self._volume_node(self._pool.entries[name], rest)
         return None
+
+    def _split_off(self) -> dict[str, Entry]:
+        """Return the volumes with a leg that is split off, by the name of its image."""
+        names = {f'{name}{SUFFIX}': entry for name, entry in self._pool.entries.items() if entry.split_off}
+        return {name: entry for name, entry in names.items() if name not in self._pool.entries}
 
     def _place(self, entry: Entry | None = None, slot: int = -1) -> Place:
         return Place(self._pool, self._mountpoint, entry, slot)

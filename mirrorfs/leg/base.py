@@ -97,6 +97,10 @@ class Leg(Protocol):
         """
         ...
 
+    async def stamp(self) -> str:
+        """Return what is another text once anybody has changed the leg; empty where nothing would tell."""
+        ...
+
     def is_found(self, found: object) -> bool:
         """Whether what `Opener.probe` has found is this very leg, and not a copy of it."""
         ...

@@ -6,7 +6,9 @@ import mmap
 import os
 import stat
 import threading
+import uuid
 from collections.abc import Sequence
+from pathlib import Path
 
 from mirrorfs import limits
 from mirrorfs.errors import LegError, Refused
@@ -20,6 +22,9 @@ PUNCH_HOLE = 0x02
 ZERO_RANGE = 0x10
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _ZEROS = bytes(1 << 20)
+_PROCESS = uuid.uuid4()
+_WRITTEN, _DISCARDED = 6, 13
+"""Fields of a block device's ``stat``, in sectors (Linux: Documentation/block/stat.rst)."""
 closing: set[str] = set()
 """Paths of devices that are being closed: until that is done they cannot be opened anew."""
 
@@ -259,6 +264,22 @@ class FileLeg:
             return False
         self.path = path
         return True
+
+    async def stamp(self) -> str:
+        return await self._workers.run(self._stamp)
+
+    def _stamp(self) -> str:
+        """A file's times and size; of a device what was written to it, which tells for this process alone."""
+        info = os.fstat(self.fd)
+        if not self.is_device:
+            return f'{info.st_ino}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}'
+        os.fsync(self._durable_fd)  # what others have in the cache counts only then
+        device = Path(f'/sys/dev/block/{os.major(info.st_rdev)}:{os.minor(info.st_rdev)}')
+        queue = device / 'queue' if (device / 'queue').is_dir() else device.resolve().parent / 'queue'
+        if (queue / 'iostats').read_text().strip() != '1':
+            return ''
+        counts = (device / 'stat').read_text().split()
+        return f'{_PROCESS}:{counts[_WRITTEN]}:{counts[_DISCARDED] if len(counts) > _DISCARDED else 0}'
 
     def is_found(self, found: object) -> bool:
         assert isinstance(found, tuple)

@@ -99,7 +99,7 @@ def _plan(truth: VolumeRecord, pool: VolumeRecord, legs: Mapping[int, VolumeReco
                 stale[number] = f'was changed apart ({_history(leg)}); {_OVERWRITE}'
             elif slot.state is LegState.MISSING and can_catch_up(truth, number, leg):
                 returning.append(number)
-            else:
+            elif slot.state is not LegState.SPLIT:
                 stale[number] = f'is {slot.state.word}; re-add it to bring it up to date'
     return Plan(truth, tuple(members), tuple(absent), tuple(returning), stale)
 
@@ -181,10 +181,10 @@ def _given_up(record: VolumeRecord, number: int) -> VolumeRecord:
 
 
 def _with_pool_facts(truth: VolumeRecord, pool: VolumeRecord) -> VolumeRecord:
-    """Legs do not know paths, names after a rename, nor the image's mode and owner."""
+    """Legs do not know paths, stamps, names after a rename, nor the image's mode and owner."""
     log_path = pool.log_path if truth.log_is_outside else ''
     slots = tuple(
-        slot.but(path=old.path) if slot.leg == old.leg and slot.path != old.path else slot
+        slot.but(path=old.path, stamp=old.stamp) if slot.leg == old.leg else slot
         for slot, old in zip(truth.slots, pool.slots, strict=True)
     )
     return truth.but(

@@ -209,6 +209,13 @@ class Keeper:
         self.mark_missed()
         self._observer.legs_changing()
 
+    def split_off(self, slot: int) -> Member:
+        """A leg that has all, flushed, leaves as a point in time; in memory, as `expel`.  Return it."""
+        self.record = membership.split_off(self.record, slot, self.new_uuid(), self.clock())
+        member = self.members.pop(slot)
+        self._observer.legs_changing()
+        return member
+
     def take_over(self, slot: int) -> None:
         """A replacement is ready: it counts, and the leg that it replaces leaves; in memory, as `expel`."""
         replaced = self.record.slots[slot].replaces

@@ -7,12 +7,13 @@ however equal their counters look.
     state       event                     state
     ---------   -----------------------   ---------
     IN_SYNC     leave(FAULTY, MISSING)    FAULTY, MISSING     tracked_since = events before
+    IN_SYNC     split_off                 SPLIT               tracked_since = events before
     SPARE       leave(FAULTY, MISSING)    FAULTY, MISSING     keeps mark and full
     stale       rejoin                    SPARE               full unless its absence was tracked
     VACANT      join                      SPARE               full
     SPARE       complete                  IN_SYNC
     SPARE       take_over                 IN_SYNC in the place of the leg that it replaces, which leaves
-    stale       remove                    REMOVED
+    stale       remove                    REMOVED             from SPLIT: tracked no more
     VACANT      stand_by                  STANDBY
     STANDBY     take_place                SPARE               full
     STANDBY     give_up                   FAULTY              full
@@ -71,6 +72,12 @@ def leave(
     return new_generation(record, generation, time_us) if parting else record
 
 
+def split_off(record: VolumeRecord, number: int, generation: uuid.UUID, time_us: int) -> VolumeRecord:
+    """A leg that has all that was acknowledged leaves as a point in time."""
+    record = leave(record, [number], LegState.SPLIT, generation, time_us)
+    return record.with_slot(number, record.slots[number].but(behind=False, stamp=''))
+
+
 def can_catch_up(record: VolumeRecord, number: int, leg: VolumeRecord) -> bool:
     """Whether a returning leg, whose own superblock says `leg`, needs only the MODIFIED chunks.
 
@@ -92,7 +99,7 @@ def rejoin(record: VolumeRecord, number: int, path: str, *, caught_up: bool) -> 
     """Take back the stale leg of a slot as a SPARE; `caught_up` as from `can_catch_up`."""
     slot = record.slots[number]
     assert slot.state.is_stale
-    slot = slot.but(state=LegState.SPARE, path=path, tracked_since=0, behind=False)
+    slot = slot.but(state=LegState.SPARE, path=path, tracked_since=0, behind=False, stamp='')
     if not caught_up:
         slot = slot.but(full=True, mark=0)
     return _with_member(record, number, slot)
@@ -131,9 +138,10 @@ def _with_member(record: VolumeRecord, number: int, slot: Slot) -> VolumeRecord:
 def shortage(record: VolumeRecord) -> int:
     """Return how many legs are wanted beyond those in sync or on their way; negative: so many too many.
 
-    A replacement is no leg more while the one that it replaces is in sync.
+    A replacement is no leg more while the one that it replaces is in sync.  A leg that is split off is to
+    come back, and no spare is to take its place.
     """
-    there = sum(1 for _ in record.where(LegState.IN_SYNC))
+    there = sum(1 for _ in record.where(LegState.IN_SYNC, LegState.SPLIT))
     for number in record.where(LegState.SPARE):
         replaced = record.slots[number].replaces
         there += replaced < 0 or record.slots[replaced].state is not LegState.IN_SYNC
@@ -142,7 +150,7 @@ def shortage(record: VolumeRecord) -> int:
 
 def stand_by(record: VolumeRecord, number: int, leg: uuid.UUID, path: str, **flags: bool) -> VolumeRecord:
     """Give a hot spare a free slot."""
-    slot = Slot(LegState.STANDBY, leg, path=path, place=record.slots[number].place, **flags)
+    slot = Slot(LegState.STANDBY, leg, path=path, place=record.slots[number].place).but(**flags)
     return record.but(events=record.events + 1).with_slot(number, slot)
 
 
@@ -243,6 +251,8 @@ def remove(record: VolumeRecord, number: int) -> VolumeRecord:
     if slot.state is LegState.STANDBY:
         return record.but(events=record.events + 1).with_slot(number, slot.vacated())
     assert slot.state.is_stale
+    if slot.state is LegState.SPLIT:  # from now on anybody may write to it
+        slot = slot.but(tracked_since=0, stamp='')
     return record.but(events=record.events + 1).with_slot(number, slot.but(state=LegState.REMOVED))
 
 

@@ -26,7 +26,7 @@ from mirrorfs.sim.model import BLOCK, Write, tags
 from mirrorfs.sim.violation import Violation
 
 if TYPE_CHECKING:
-    from mirrorfs.sim.world import World
+    from mirrorfs.sim.world import Image, World
 
 CHUNK = 64 << 10
 CHUNK_BLOCKS = CHUNK // BLOCK
@@ -87,7 +87,7 @@ class Checkers:
         self.made['never-stale'] += 1
         chunk = (call.offset - self.layout.data_offset) // CHUNK
         volume = self._world.volume
-        if call.medium:
+        if call.medium or call.disk == self._world.peeking:
             return  # to see what is there; what callers get, and what is copied, does not come from it
         page, end = call.offset // BLOCK, -(-(call.offset + call.length) // BLOCK)
         if not self.bad_pages(self._world.disks[call.disk].durable).isdisjoint(range(page, end)):
@@ -310,6 +310,20 @@ class Checkers:
             alike = all(self._same(disk, disks[0], chunk, visible=True) for disk in disks)
             if not alike and not states[chunk] & (NEEDS_RESYNC | UNWRITTEN):
                 raise Violation('log-covers', f'legs differ in chunk {chunk} and the log does not say so')
+
+    def split_off(self, began: int, image: 'Image') -> None:
+        """A leg was split off, since `began` and with nothing else going on: it shows what was promised."""
+        self.made['point-in-time'] += 1
+        for block, seen in enumerate(image):
+            if not set(seen) <= self._world.model.visible(block, began):
+                raise Violation('point-in-time', f'block {block} of the leg split off holds {set(seen)}')
+
+    def same_image(self, before: 'Image', after: 'Image') -> None:
+        """The image of a leg that is split off does not change."""
+        self.made['point-in-time'] += 1
+        for block, (then, now) in enumerate(zip(before, after, strict=True)):
+            if then != now:
+                raise Violation('point-in-time', f'block {block} was {set(then)}, and is {set(now)} now')
 
     def log_lost(self, why: str) -> None:
         """A log outside the legs is given up only where something is wrong with it."""

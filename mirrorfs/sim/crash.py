@@ -26,7 +26,7 @@ from mirrorfs.sim.model import NEVER, Model
 from mirrorfs.sim.poolfiles import SimFiles
 
 if TYPE_CHECKING:
-    from mirrorfs.sim.world import World
+    from mirrorfs.sim.world import Image, World
 
 ALL_SUBSETS = 4
 """So many volatile writes at most have all their subsets tried."""
@@ -68,6 +68,7 @@ class Frozen:
     rotted: set[int]
     settled: set[str]
     resolved: bool
+    point: 'Image | None'
     marks: tuple[set[str], set[str], set[str], set[str]]
     _digests: dict[str, int] = field(default_factory=dict)
     _promises: dict[bool, list[frozenset[int]]] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Frozen:
         after.acknowledged, after.written_apart = before.acknowledged, before.written_apart
         after.hosts_apart, after.other_model = before.hosts_apart, before.other_model
         after.remembered, after.at_rest = before.remembered, before.at_rest
+        after.point = self.point
         after.remade = True
         # Where flushes failed on all legs that count, what was not flushed is as lost as by a power cut.
         current = [disk for name, disk in after.disks.items() if after.checkers.is_current(name)]

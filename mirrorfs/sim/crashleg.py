@@ -401,6 +401,10 @@ class CrashLeg:
             return self.disk.departed
         return f'was cut to {self.size} bytes' if self.size < needed else ''
 
+    async def stamp(self) -> str:
+        await self._step(Call(self.disk.name, 'stamp'))
+        return f'{self.disk.visible.digest()}'
+
     async def extents(self, offset: int, length: int) -> Sequence[tuple[int, int]]:
         await self._step(Call(self.disk.name, 'extents', offset, length))
         return self.disk.visible.extents(offset, length)

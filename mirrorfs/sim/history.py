@@ -220,7 +220,7 @@ class Composer:
                 return (name, rng.randrange(self.legs), start, min(count, 3))
             case 'repair':
                 return (name, rng.choice((-1, self._disk())))
-            case 'fail' | 'remove':
+            case 'fail' | 'remove' | 'split':
                 return (name, self._disk())
             case 'readd':
                 return (name, rng.choice(('missing', self._disk())))
@@ -333,6 +333,9 @@ _RUNNING = {
     'add': 2,
     'spare': 2,
     'replace': 3,
+    'split': 3,
+    'look': 1,
+    'merge': 2,
     'flag': 2,
     'block': 1,
     'raid-disks': 1,

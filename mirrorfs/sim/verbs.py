@@ -18,7 +18,8 @@ from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, leg_of
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.resting import RESTING, Operation
 from mirrorfs.sim.violation import Violation
-from mirrorfs.sim.world import World
+from mirrorfs.sim.world import Image, World
+from mirrorfs.volume.splitting import SplitOff
 
 SECTORS = BLOCK // SECTOR
 FOR_BYTES = {'write', 'write-sync', 'burst', 'read', 'discard'}
@@ -155,6 +156,56 @@ async def _replace(world: World, slot: int, number: int) -> None:
     """A disk, or a spare, is to take the place of a leg."""
     word = f'/sim/d{number}' if number >= 0 else 'spare'
     await _admin(world, partial(world.admin.replace, str(slot)), word)
+
+
+async def _split(world: World, slot: int) -> None:
+    """A leg is split off; its image shows what the volume is now."""
+    splitter, began = world.admin.splitter, world.model.tick()
+    before, alone = splitter.held, not world.beside
+    await _admin(world, world.admin.split, slot)
+    if splitter.held and splitter.held is not before:
+        world.point = None
+        seen = await _read_image(world, splitter.held)
+        if seen and alone:
+            world.checkers.split_off(began, seen)
+        if splitter.held:
+            world.point = seen
+
+
+async def _look(world: World) -> None:
+    """The image of the leg that is split off is what it was."""
+    held = world.admin.splitter.held
+    if held is None or world.point is None:
+        return
+    name = held.leg.path.rsplit('/', 1)[-1]
+    if name in world.tainted | world.foreign | world.unreadable | world.rotten:
+        return  # somebody changed it
+    seen = await _read_image(world, held)
+    if seen and world.point is not None:
+        world.checkers.same_image(world.point, seen)
+
+
+async def _read_image(world: World, held: SplitOff) -> Image | None:
+    """Return what the image of a leg holds, None where it cannot be read."""
+    held.opened += 1
+    world.peeking = held.leg.path.rsplit('/', 1)[-1]
+    try:
+        data = await held.read(0, held.size)
+    except OSError as error:
+        world.say(f'image: {error}')
+        _expected(world, error)
+        return None
+    finally:
+        held.opened -= 1
+        world.peeking = ''
+    return [tags(data[at : at + BLOCK]) for at in range(0, len(data), BLOCK)]
+
+
+async def _merge(world: World) -> None:
+    """The leg that was split off comes back."""
+    await _admin(world, lambda word: world.admin.merge(), '')
+    if world.admin.splitter.held is None:
+        world.point = None
 
 
 async def _flag(world: World, slot: int, flag: str, value: bool) -> None:
@@ -301,9 +352,11 @@ def _busy(world: World) -> bool:
 
 async def _both(world: World, *operations: Operation) -> None:
     """Several operations at once."""
+    world.beside += 1
     async with trio.open_nursery() as nursery:
         for operation in operations:
             nursery.start_soon(perform, world, operation)
+    world.beside -= 1
 
 
 async def _then(world: World, *operations: Operation) -> None:
@@ -389,6 +442,7 @@ async def _check(world: World, how: str = 'reads') -> None:
     """
     if how == 'resync':
         await _quiet(world)
+    await _look(world)
     began = world.model.tick()
     first = await _read_all(world)
     for block, seen in enumerate(first):
@@ -424,7 +478,9 @@ async def _welcome_back(world: World) -> None:
                 await trio.sleep(1)
         apart = world.checkers.grew_apart(name)
         try:
-            await world.admin.re_add(str(world.volume.record.place(slot)))
+            place = str(world.volume.record.place(slot))
+            split = world.volume.record.slots[slot].state is LegState.SPLIT
+            await (world.admin.merge(place) if split else world.admin.re_add(place))
         except Refused as refusal:
             if slot in keeper.members:  # it has come back by itself
                 await _quiet(world)
@@ -435,7 +491,8 @@ async def _welcome_back(world: World) -> None:
         if apart:
             raise Violation('strangers', f'{name} was changed apart and is overwritten without a word')
         await _quiet(world)
-        if slot not in keeper.counting:
+        failfast = world.volume.record.slots[slot].failfast and world.disks[name].spoiled
+        if slot not in keeper.counting and not failfast:
             raise Violation('operator', f'slot {slot} did not come back: {world.events[-5:]}')
 
 
@@ -476,6 +533,9 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'add': _add,
     'spare': _spare,
     'replace': _replace,
+    'split': _split,
+    'look': _look,
+    'merge': _merge,
     'flag': _flag,
     'block': _block,
     'raid-disks': _raid_disks,

@@ -18,6 +18,7 @@ CHECKERS = {
     'whole-copy': 'one copy of every metadata page is whole and durable at any time (12)',
     'start-twice': 'starting again without a write changes nothing (12)',
     'promise': 'a read returns what was promised: nothing lost, stale, torn off or invented',
+    'point-in-time': 'the image of a leg split off is what the volume was when it left, and stays so',
     'scrub': 'a scrub finds no difference between legs that count but what has rotted, and then names it',
     'bounded': 'everything ends in bounded virtual time',
     'operator': 'a volume is refused where no current leg is at hand or lineages conflict, only then',

@@ -53,6 +53,8 @@ GARBAGE = 1 << 40
 QUORUM_PATIENCE = 30.0
 """Virtual seconds that writes wait for legs before somebody lowers the quorum."""
 _POOL = '/pool'
+Image = list[list[int]]
+"""The tags of every block's sectors."""
 
 
 class Port(Protocol):
@@ -145,6 +147,12 @@ class World:
         """Disks of the side that somebody gave up: not written to."""
         self.resolved = False
         """Whether that is durable: the choice is not asked for again."""
+        self.point: Image | None = None
+        """What the image of the leg that is split off was seen to be."""
+        self.peeking = ''
+        """The disk whose image is being read: of a leg that is split off."""
+        self.beside = 0
+        """How many operations have others beside them."""
         self.force = self.forced = False
         self.keep: int | None = None
         """The disk that the admin keeps where the next start finds a split brain."""
@@ -517,6 +525,7 @@ class World:
             rotted=set(self.rotted),
             settled=set(self.settled),
             resolved=self.resolved,
+            point=self.point,
             marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
         )
 

@@ -22,6 +22,7 @@ from mirrorfs.volume.creation import check_new_leg
 from mirrorfs.volume.joining import Joiner
 from mirrorfs.volume.lifecycle import Spare, Started
 from mirrorfs.volume.logplace import move_log
+from mirrorfs.volume.splitting import Splitter
 
 FLAGS = ('write_mostly', 'failfast', 'want_replacement')
 """What an admin can say of a leg, durably."""
@@ -37,11 +38,13 @@ class Admin:
         self._joiner = Joiner(started)
         self._turn = trio.Lock()
         self.standby: dict[int, Spare] = dict(started.standby)
+        self.splitter = Splitter(started.volume, opener, self._joiner, started.split_off)
         self.hurry = trio.Event()
         """Set when a spare is wanted at once, by the admin's word."""
 
     def close(self) -> None:
-        """Let go of the hot spares."""
+        """Let go of the hot spares, and of a leg that is split off."""
+        self.splitter.close()
         for spare in self.standby.values():
             spare.leg.close()
         self.standby.clear()
@@ -139,6 +142,7 @@ class Admin:
             if not state.is_stale and state is not LegState.STANDBY:
                 message = f'leg {word} of {self._volume.name} is {state.word}; fail it before removing it'
                 raise Refused(errno.EBUSY, message)
+            self.splitter.let_go(slot)
             await self._remove([slot])
 
     async def _remove_all(self, word: str) -> None:
@@ -322,6 +326,24 @@ class Admin:
         if len(refusals) == len(slots):
             raise refusals[0] if refusals else Refused(errno.ENOENT, f'no leg of {record.name} is missing')
 
+    # Points in time
+
+    async def split(self, word: str) -> None:
+        """Let a leg leave as a point in time; see `mirrorfs.volume.splitting`."""
+        async with self._turn:
+            await self.splitter.split(self.find(word))
+
+    async def merge(self, word: str = '') -> None:
+        """Take a leg back that was split off: the one there is, unless named."""
+
+        async def merge() -> None:
+            split = next(self._record.where(LegState.SPLIT), None)
+            if not word and split is None:
+                raise Refused(errno.ENOENT, f'no leg of {self._volume.name} is split off')
+            await self.splitter.merge(self.find(word) if word or split is None else split)
+
+        await self._in_turn(merge)
+
     # Hot spares
 
     async def _stand_by(
@@ -450,6 +472,8 @@ class Admin:
             raise Refused(errno.EINVAL, f'{count} legs; a volume has 1 to {limits.LEGS_MAX}')
         async with self._turn:
             keeper = self._volume.keeper
+            if any(keeper.record.where(LegState.SPLIT)):
+                raise Refused(errno.EBUSY, f'{self._volume.name} has a leg split off; merge it first')
             await keeper.open_session()
             there = keeper.record.raid_disks - membership.shortage(keeper.record)
             if count < there:
@@ -475,6 +499,8 @@ class Admin:
         async with self._turn:
             slot = self.find(word)
             keeper = self._volume.keeper
+            if self._record.slots[slot].state is LegState.SPLIT:
+                raise Refused(errno.EBUSY, f'leg {word} of {self._volume.name} is split off; merge it first')
             leg = self.standby[slot].leg if slot in self.standby else None
             leg = keeper.members[slot].leg if slot in keeper.members else leg
             if leg is None:

@@ -75,10 +75,13 @@ class Joiner:
             return None
         return next((n for n, s in enumerate(record.slots) if s.leg == sup.leg and s.state.is_stale), None)
 
-    async def take_back(self, slot: int, leg: Leg, *, partial: bool = False) -> None:
+    async def take_back(
+        self, slot: int, leg: Leg, *, partial: bool = False, changed: bool = False
+    ) -> None:
         """Let an opened leg rejoin as `slot`.  Raises Refused before anything is written.
 
-        With `partial` only a leg whose absence was tracked: EAGAIN for one that needs everything.
+        With `partial` only a leg whose absence was tracked: EAGAIN for one that needs everything.  `changed`:
+        somebody may have written to the leg while it was away, so all of it is copied.
         """
         volume = self._volume
         sup, known = await self._check_kin(slot, leg)
@@ -87,13 +90,14 @@ class Joiner:
         old_copy = self._is_old_copy(slot, known)
 
         def can_catch_up(record: VolumeRecord) -> bool:
-            return not old_copy and membership.can_catch_up(record, slot, sup.record)
+            return not (old_copy or changed) and membership.can_catch_up(record, slot, sup.record)
 
         if partial and not can_catch_up(volume.record):
             raise Refused(errno.EAGAIN, f'{leg.path} needs a full recovery; re-add it')
         await volume.keeper.open_session()
+        caught_up = can_catch_up(volume.record)
+        await self._forget(slot, tracked=caught_up)
         record = volume.record
-        caught_up = can_catch_up(record)
         base = sup.layout.data_offset
         end = sup.record.size if caught_up else 0
         """Up to here the leg is as the log says, or will be: beyond, it may hold anything."""
@@ -107,6 +111,18 @@ class Joiner:
             return membership.rejoin(record, slot, leg.path, caught_up=caught_up)
 
         await self._join(slot, leg, sup.layout, rejoin, zeroed, known)
+
+    async def _forget(self, slot: int, *, tracked: bool) -> None:
+        """A leg is about to be written to: it is no point in time any more.
+
+        And if all of it will be copied it must not look, after a crash, like one that lacks only a part.
+        """
+        keeper = self._volume.keeper
+        before = keeper.record.slots[slot]
+        after = before.but(stamp='', tracked_since=before.tracked_since if tracked else 0)
+        if after != before:
+            keeper.record = keeper.record.with_slot(slot, after)
+            await keeper.commit()
 
     def _is_old_copy(self, slot: int, known: Member) -> bool:
         """Whether a leg is an older copy of the one that left.

@@ -25,6 +25,7 @@ from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume import doubt
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.rebuild import Rebuilder
+from mirrorfs.volume.splitting import SplitOff, reopen
 from mirrorfs.volume.volume import Emit, Volume
 
 
@@ -68,8 +69,15 @@ class Started:
     clearer: Clearer
     standby: Mapping[int, Spare]
     """The hot spares at hand, by slot."""
+    split_off: SplitOff | None
+    """The leg at hand that is split off."""
     _store_first: bool
     """Whether something must be durable before the volume may be used."""
+
+    def keeps(self, slot: int) -> bool:
+        """Whether the leg of a slot stays open."""
+        held = self.split_off is not None and self.split_off.slot == slot
+        return held or slot in self.volume.keeper.members or slot in self.standby
 
     async def run(self, task_status: 'trio.TaskStatus[None]' = trio.TASK_STATUS_IGNORED) -> None:
         """Run the volume until cancelled; started when it may be used.  Raises OSError, Refused then."""
@@ -202,7 +210,8 @@ async def start(
     store_first = doubtful or differ or decided or (active and bool(legs.absent))
     idle = plan.record.where(LegState.STANDBY)
     standby = {n: Spare(found[n].leg, found[n].sup.layout) for n in idle if n in found}
-    return Started(volume, plan, rebuilder, Clearer(volume), standby, store_first)
+    split_off = await reopen(plan.record, found, emit, settings.leg_timeout)
+    return Started(volume, plan, rebuilder, Clearer(volume), standby, split_off, store_first)
 
 
 @dataclass(slots=True)
