@@ -108,8 +108,8 @@ BLIND: list[Plant] = [
     # Discarding
     Plant(
         name='punched_before_the_state_is_durable',
-        target='mirrorfs.volume.volume:Volume._forget',
-        old='    await self.keeper.commit()\n',
+        target='mirrorfs.volume.space:Space._forget',
+        old='    await volume.keeper.commit()\n',
         new='',
         checker='intent-first',
         also=('log-covers', 'stable-reads', 'equal', 'promise'),
@@ -118,7 +118,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='discarded_taken_for_zeroed',
-        target='mirrorfs.volume.volume:Volume._forget',
+        target='mirrorfs.volume.space:Space._forget',
         old='set_=UNWRITTEN | UNZEROED | missed',
         new='set_=UNWRITTEN | missed',
         checker='promise',
@@ -429,7 +429,7 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='longer_leg_not_erased',
-        target='mirrorfs.volume.volume:make_room',
+        target='mirrorfs.volume.space:make_room',
         old='await leg.extend(end) and await erased(',
         new='await leg.extend(end) or await erased(',
         checker='promise',

@@ -49,7 +49,7 @@ LOG_PLANTS = (
     ),
     Plant(
         name='discarded_chunk_clean_before_all_know_of_it',
-        target='mirrorfs.volume.volume:Volume._forget',
+        target='mirrorfs.volume.space:Space._forget',
         old='set_=UNWRITTEN | UNZEROED | missed)',
         new='set_=UNWRITTEN | UNZEROED | missed, clear=DIRTY | NEEDS_RESYNC)',
         checker='clearing-last',

@@ -48,8 +48,8 @@ POOL: list[Plant] = [
     ),
     Plant(
         name='quorum_asked_for_only_after_a_discard',
-        target='mirrorfs.volume.volume:Volume.discard',
-        old='await self.quorum.assure()',
+        target='mirrorfs.volume.space:Space.discard',
+        old='await volume.quorum.assure()',
         new='pass',
         checker='quorum',
         why='A leg fails while a discard is under way.',

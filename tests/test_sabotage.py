@@ -28,17 +28,22 @@ from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.crashleg import CrashLeg
 from mirrorfs.sim.violation import CHECKERS, Violation
 from mirrorfs.volume import doubt, joining, lifecycle
+from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.clearing import Clearer
 from mirrorfs.volume.lifecycle import Started
 from mirrorfs.volume.reading import Reader
 from mirrorfs.volume.rebuild import Rebuilder
-from mirrorfs.volume.volume import Volume, runs
+from mirrorfs.volume.space import Space
+from mirrorfs.volume.volume import Volume
 
 STATES_MAX = 700
 Patch = pytest.MonkeyPatch
 PLANTS: dict[str, tuple[str, Callable[[Patch], None], Callable[[], None]]] = {}
 """Name of each bug to the checker that must find it, how it is planted, and the search."""
-ALSO = {'the_mark_moves_before_the_target_was_flushed': ('clearing-last',)}
+ALSO = {
+    'recovery_marks_what_it_did_not_copy': ('clearing-last',),
+    'the_mark_moves_before_the_target_was_flushed': ('clearing-last',),
+}
 """Who could rightly see a bug first."""
 
 
@@ -115,7 +120,7 @@ def data_go_before_their_mark(patch: Patch) -> None:
         first, last = self.chunks_of(offset, len(data))
         async with self.exclusive(first, last):
             await self.keeper.open_session()
-            await self._write_members(first, last, Change(offset, len(data), data))
+            await self.write_members(first, last, Change(offset, len(data), data))
             await self.prepare(first, last)
 
     patch.setattr(Volume, 'write', write)
@@ -412,18 +417,19 @@ def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
 
 @plant('intent-first', 'discard', 'discard-race')
 def space_is_punched_before_the_state_says_so(patch: Patch) -> None:
-    async def forget(self: Volume, chunks: Any) -> None:
+    async def forget(self: Space, chunks: Any) -> None:
+        volume = self._volume
         for low, high in runs(chunks):
-            offset, length = self.bytes_of(low, high)
+            offset, length = volume.bytes_of(low, high)
 
             async def erase(member: Member, offset: int = offset, length: int = length) -> None:
                 await member.leg.erase(member.layout.data_offset + offset, length)
 
-            await fan_out(self.members, self.keeper.in_sync, erase, 3.0)
+            await fan_out(volume.members, volume.keeper.in_sync, erase, 3.0)
         await original(self, chunks)
 
-    original = Volume._forget
-    patch.setattr(Volume, '_forget', forget)
+    original = Space._forget
+    patch.setattr(Space, '_forget', forget)
 
 
 @plant('fsync-durable', 'discard')

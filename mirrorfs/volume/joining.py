@@ -20,7 +20,7 @@ from mirrorfs.mirror.member import Member
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import VolumeRecord
 from mirrorfs.volume.lifecycle import Started
-from mirrorfs.volume.volume import erased, make_room
+from mirrorfs.volume.space import erased, make_room
 
 Transition = Callable[[VolumeRecord], VolumeRecord]
 

@@ -22,6 +22,8 @@ class Progress:
     before: int = 0
     position: int | None = None
     end: int = 0
+    settled: int = 0
+    """How many windows `done` is of."""
     step: int = 20
     """The share, in percent, at which the next event is due."""
 
@@ -36,6 +38,42 @@ class Progress:
             reached.append(self.step)
             self.step += 20
         return reached
+
+
+class SideBySide:
+    """Steps of a pass that run side by side, begun in order.  The first OSError of one is kept in `error`."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.begun = self.under_way = 0
+        self.settled = 0
+        """So many steps, counted from the first one, have all been done."""
+        self.error: OSError | None = None
+        self._done: set[int] = set()
+        self._ended = trio.Event()
+
+    def begin(self, step: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._run, self.begun, step)
+        self.begun += 1
+        self.under_way += 1
+
+    async def _run(self, number: int, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+            self._done.add(number)
+        except OSError as error:
+            self.error = self.error or error
+        while self.settled in self._done:
+            self._done.remove(self.settled)
+            self.settled += 1
+        self.under_way -= 1
+        self._ended.set()
+
+    async def fewer_than(self, width: int) -> None:
+        """Return when fewer steps than that are under way."""
+        while self.under_way >= width:
+            self._ended = trio.Event()
+            await self._ended.wait()
 
 
 async def run_all(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:

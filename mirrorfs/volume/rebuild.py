@@ -18,10 +18,11 @@ from mirrorfs.intent.states import MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.fanout import fan_out
 from mirrorfs.model import LegState
+from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.pacing import Pacer
-from mirrorfs.volume.passes import Progress, run_all
+from mirrorfs.volume.passes import Progress, SideBySide
 from mirrorfs.volume.scrub import MARK_BYTES, Scrubber
-from mirrorfs.volume.volume import Volume, runs
+from mirrorfs.volume.volume import Volume
 
 RETRY = 5.0
 """Seconds to wait after a pass that failed."""
@@ -245,26 +246,46 @@ class Rebuilder:
         now = trio.current_time()
         self.progress = progress = Progress(action, slot, 0, len(todo) * chunk, now)
         pieces = windows(todo, max(1, limits.WINDOW // chunk))
-        marked, marked_at, at = 0, now, 0
         self.pacer.begin()
-        while at < len(pieces):
-            if self._interrupted or not wanted():
-                if marked < progress.done:
-                    await mark(pieces[at][0])
-                return False
-            batch = pieces[at : at + self.pacer.width]
-            at += len(batch)
-            await run_all([functools.partial(window, first, last) for first, last in batch])
-            moved = sum(last - first + 1 for first, last in batch) * chunk
-            progress.done += moved
-            now = trio.current_time()
-            if now - marked_at >= limits.MARK_INTERVAL or progress.done - marked >= MARK_BYTES:
-                await mark(batch[-1][1] + 1)
-                marked, marked_at = progress.done, now
-            for step in progress.steps():
-                self._volume.emit(f'Rebuild{step}', self._volume.name)
-            await self.pacer.pace(moved, lambda: self._interrupted)
+        async with trio.open_nursery() as nursery:
+            steps, marks = SideBySide(nursery), SideBySide(nursery)
+            marked, marked_at = 0, now
+
+            def stopped() -> bool:
+                return bool(self._interrupted or steps.error or marks.error or not wanted())
+
+            while steps.settled < len(pieces) and not (stopped() and not steps.under_way):
+                if steps.begun < len(pieces) and not stopped():
+                    steps.begin(functools.partial(window, *pieces[steps.begun]))
+                    await steps.fewer_than(self.pacer.width)
+                else:
+                    await steps.fewer_than(steps.under_way)
+                moved = self._advance(progress, pieces, steps.settled, chunk)
+                now = trio.current_time()
+                due = now - marked_at >= limits.MARK_INTERVAL or progress.done - marked >= MARK_BYTES
+                if due and not marks.under_way and progress.done > marked:
+                    # Beside the next windows: a flush takes long, and they need not be in it.
+                    marks.begin(functools.partial(mark, pieces[steps.settled - 1][1] + 1))
+                    marked, marked_at = progress.done, now
+                await self.pacer.pace(moved, lambda: self._interrupted)
+        if error := steps.error or marks.error:
+            raise error
+        if steps.settled < len(pieces):
+            if marked < progress.done:
+                await mark(pieces[steps.settled][0])
+            return False
         return True
+
+    def _advance(self, progress: Progress, pieces: list[tuple[int, int]], settled: int, chunk: int) -> int:
+        """Say how far a pass is, of which so many pieces are done; return the bytes since the last time."""
+        before = progress.done
+        while progress.settled < settled:
+            first, last = pieces[progress.settled]
+            progress.done += (last - first + 1) * chunk
+            progress.settled += 1
+        for step in progress.steps():
+            self._volume.emit(f'Rebuild{step}', self._volume.name)
+        return progress.done - before
 
 
 def windows(chunks: npt.NDArray[np.intp], most: int) -> list[tuple[int, int]]:

@@ -26,9 +26,10 @@ from mirrorfs.mirror import comparing
 from mirrorfs.mirror.comparing import UNIT_SECTORS, Mismatch, Scrub, compare
 from mirrorfs.mirror.fanout import Failures, fan_out
 from mirrorfs.mirror.member import Member
+from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.pacing import Pacer
 from mirrorfs.volume.passes import Progress, run_all
-from mirrorfs.volume.volume import Volume, runs
+from mirrorfs.volume.volume import Volume
 
 MARK_BYTES = 256 << 20
 _AHEAD = 1 << 12

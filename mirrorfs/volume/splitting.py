@@ -23,7 +23,8 @@ from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import LegState, VolumeRecord
-from mirrorfs.volume.volume import Emit, Volume, runs
+from mirrorfs.volume.chunks import runs
+from mirrorfs.volume.volume import Emit, Volume
 
 if TYPE_CHECKING:
     from mirrorfs.volume.joining import Joiner

@@ -17,34 +17,32 @@ from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mappi
 from contextlib import asynccontextmanager
 
 import numpy as np
-import numpy.typing as npt
 import trio
 
 from mirrorfs import limits
-from mirrorfs.errors import LegError, LegTimeout, Refused
+from mirrorfs.errors import LegError, Refused
 from mirrorfs.hot import HotTable
 from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.lookahead import Lookahead
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
-from mirrorfs.leg.base import Buffer, Leg
+from mirrorfs.leg.base import Buffer
 from mirrorfs.locks import ChunkLocks
-from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.behind import Backlog
 from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.comparing import UNIT
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
-from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
-from mirrorfs.mirror.pages import PageStore
 from mirrorfs.model import VolumeRecord
+from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
-from mirrorfs.volume.narrowing import Narrower, is_of_the_medium
+from mirrorfs.volume.narrowing import Narrower
 from mirrorfs.volume.quorum import Quorum
 from mirrorfs.volume.reading import Reader
+from mirrorfs.volume.space import Space
 
 Emit = Callable[..., None]
 """Says an event: emit(word, volume, device='', text='')."""
@@ -65,18 +63,18 @@ class Volume:
         self.counters = Counters()
         self.narrower = Narrower(self)
         self.reader = Reader(self)
+        self.space = Space(self)
         self._copier = Copier(self)
         self.emit = emit
         self.broken = ''
         """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
         self.work = trio.Event()
         """Set when resync or recovery may have something to do."""
-        self._shift = record.chunk_size.bit_length() - 1
+        self.shift = record.chunk_size.bit_length() - 1
         self._full_source: dict[int, int] = {}
         """Chunks of which a full filesystem kept a write from this slot, whose copy is the cheaper one."""
         self.trusted: dict[int, int] = {}
         """Slots whose copies of some units (64 KiB) are the right ones, by the word of a scrub."""
-        self._growing = trio.Lock()
         self._blocked: set[int] = set()
         self._unblocked = trio.Event()
         self._unblocked.set()
@@ -97,11 +95,11 @@ class Volume:
 
     def bytes_of(self, first: int, last: int) -> tuple[int, int]:
         """Return offset and length, in bytes, of the chunks first..last (the last one may be short)."""
-        offset = first << self._shift
-        return offset, min((last + 1) << self._shift, self.record.size) - offset
+        offset = first << self.shift
+        return offset, min((last + 1) << self.shift, self.record.size) - offset
 
     def chunks_of(self, offset: int, length: int) -> tuple[int, int]:
-        return offset >> self._shift, (offset + length - 1) >> self._shift
+        return offset >> self.shift, (offset + length - 1) >> self.shift
 
     # Holding chunks, and the lane
 
@@ -220,9 +218,9 @@ class Volume:
             raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
         if length:
             first, last = self.chunks_of(offset, length)
-            async with self._writing(first, last):
+            async with self.writing(first, last):
                 await self.prepare(first, last)
-                await self._write_members(first, last, Change(offset, length, data))
+                await self.write_members(first, last, Change(offset, length, data))
             self.counters.writes += 1
             self.counters.written_bytes += length
             self.counters.unflushed += length
@@ -232,10 +230,10 @@ class Volume:
             await self.quorum.assure()
 
     @asynccontextmanager
-    async def _writing(self, first: int, last: int) -> AsyncGenerator[None, None]:
+    async def writing(self, first: int, last: int) -> AsyncGenerator[None, None]:
         """Hold chunks first..last for a write, once writes are taken; nobody who waits for that holds any."""
         while True:
-            self._refuse_if_broken()
+            self.refuse_if_broken()
             if self._blocked:
                 await self._unblocked.wait()
                 continue
@@ -251,7 +249,7 @@ class Volume:
 
     async def prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
-        self._refuse_if_broken()
+        self.refuse_if_broken()
         await self.keeper.open_session()
         await self.make_equal(first, last)
         await self._zero_garbage(first, last)
@@ -272,11 +270,11 @@ class Volume:
         garbage = first + np.flatnonzero(self.log.states[first : last + 1] & np.uint8(UNZEROED))
         for low, high in runs(garbage):
             offset, length = self.bytes_of(low, high)
-            await self._write_members(low, high, Change(offset, length))
+            await self.write_members(low, high, Change(offset, length))
         if len(garbage):
             await self.flush()
 
-    async def _write_members(self, first: int, last: int, change: Change) -> None:
+    async def write_members(self, first: int, last: int, change: Change) -> None:
         """Do a write on all members; return when every leg that counts has it."""
         members = self.members
         self.hot.touched_view()[first : last + 1] = 1
@@ -308,7 +306,7 @@ class Volume:
             self.work.set()
         self.emit('WriteError', self.name, '', f'chunks {first}-{last}: {error.strerror or error}')
 
-    def _refuse_if_broken(self) -> None:
+    def refuse_if_broken(self) -> None:
         if self.broken:
             raise OSError(errno.EIO, self.broken)
 
@@ -318,7 +316,7 @@ class Volume:
         A leg that fails is expelled.  When all fail, what they lost is unknown: the volume answers EIO
         from then on, since a second fsync that succeeds would prove nothing.
         """
-        self._refuse_if_broken()
+        self.refuse_if_broken()
         members = self.members
         patience = self.keeper.leg_timeout + self.unflushed / limits.FLUSH_RATE_MIN
         self.hot.unflushed = self.counters.unflushed = 0
@@ -402,153 +400,20 @@ class Volume:
     # Space
 
     async def discard(self, offset: int, length: int) -> None:
-        """Make a range read as zeros and give its space back: state first, then space."""
-        length = min(length, self.record.size - offset)
-        if length <= 0:
-            return
-        first, last = self.chunks_of(offset, length)
-        async with self._writing(first, last):
-            self._refuse_if_broken()
-            await self.keeper.open_session()
-            whole = []
-            for chunk in (first + np.flatnonzero(~self.log.states[first : last + 1] & UNWRITTEN)).tolist():
-                start, size = self.bytes_of(chunk, chunk)
-                low, high = max(offset, start), min(offset + length, start + size)
-                if high - low == size:
-                    whole.append(chunk)
-                else:
-                    await self.prepare(chunk, chunk)
-                    await self._write_members(chunk, chunk, Change(low, high - low))
-            await self._forget(np.array(whole, np.intp))
-        await self.quorum.assure()
-
-    async def _forget(self, chunks: npt.NDArray[np.intp]) -> None:
-        """Have whole chunks, held exclusively, durably UNWRITTEN; then punch them."""
-        if not len(chunks):
-            return
-        missed = MODIFIED if membership.absentees_tracked(self.record) else 0
-        self.log.update_chunks(chunks, set_=UNWRITTEN | UNZEROED | missed)
-        await self.keeper.commit()
-        for low, high in runs(chunks):
-            offset, length = self.bytes_of(low, high)
-
-            async def erase(member: Member, offset: int = offset, length: int = length) -> None:
-                await member.catch_up()
-                await erased(member.leg, member.layout.data_offset + offset, length)
-
-            members = self.members
-            failures = await fan_out(members, self.keeper.in_sync, erase, self.keeper.leg_timeout)
-            verdict = judge(members, self.keeper.in_sync, failures)
-            # A hole that could not be punched costs space, not data: its state says UNZEROED.
-            self.keeper.expel(verdict.expel)
-        # Only when the map is durable: a leg whose map lacks it would find the chunk clean in a log outside.
-        self.log.update_chunks(chunks, clear=DIRTY | NEEDS_RESYNC)
-        await self.keeper.settle()
+        """Make a range read as zeros and give its space back."""
+        await self.space.discard(offset, length)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space on all legs for a range; contents stay.  ENOSPC where one of them has none."""
-        if offset + length > self.record.size:
-            raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
-        first, last = self.chunks_of(offset, length)
-        async with self.locks.hold(first, last, shared=True):
-            members = self.members
-            timeout = self.keeper.leg_timeout
-            failures = await fan_out(members, None, lambda m: m.allocate(offset, length), timeout)
-            for failure in failures.values():
-                raise failure
+        await self.space.allocate(offset, length)
 
     def seek(self, offset: int, *, data: bool) -> int:
-        """Return where the next data, or the next hole, begins at or after `offset`, by written chunks.
-
-        Raises Refused(ENXIO) beyond the end, or where there is no more data.
-        """
-        if not 0 <= offset < self.record.size:
-            raise Refused(errno.ENXIO, 'beyond the end')
-        chunk = offset >> self._shift
-        found = np.flatnonzero(((self.log.states[chunk:] & UNWRITTEN) == 0) == data)
-        if not len(found):
-            if data:
-                raise Refused(errno.ENXIO, 'no more data')
-            return self.record.size
-        return max(offset, (chunk + int(found[0])) << self._shift)
+        """Return where the next data, or the next hole, begins; see `Space.seek`."""
+        return self.space.seek(offset, data=data)
 
     async def grow(self, size: int) -> None:
         """Make the volume larger while it is in use.  Raises Refused (EINVAL, ENOSPC), OSError."""
-        async with self._growing:
-            await self._grow(size)
-
-    def _log_files(self) -> list[LogFile]:
-        return [self.keeper.outside] if self.keeper.outside else []
-
-    async def _extend(self, member: Member, old: int, new: int) -> bool:
-        """Give a member room for a larger volume; see `make_room`.  Raises LegTimeout."""
-        base = member.layout.data_offset
-        with trio.move_on_after(self.keeper.leg_timeout):
-            return await make_room(member.leg, base + old, base + new)
-        raise LegTimeout(f'{member.leg.path} did not grow within {self.keeper.leg_timeout:g} s')
-
-    async def _grow(self, size: int) -> None:
-        record = self.record
-        if size % limits.SECTOR:
-            raise Refused(errno.EINVAL, f'{size} is not a multiple of {limits.SECTOR} bytes')
-        if size < record.size:
-            message = f'{self.name} has {record.size} bytes; a volume cannot shrink'
-            raise Refused(errno.EINVAL, message)
-        chunks = -(-size // record.chunk_size)
-        stores: list[PageStore] = [*self.members, *self._log_files()]
-        room = min(store.layout.chunks_max for store in stores)
-        if chunks > room:
-            most = room * record.chunk_size
-            raise Refused(errno.EFBIG, f'the logs of {self.name} have room for {most} bytes, not {size}')
-        if size == record.size:
-            return
-        async with self.exclusive(0, len(self.log) - 1):
-            await self.keeper.open_session()
-            members = self.members
-            zeroed = [await self._extend(member, record.size, size) for member in members]
-            if record.size % record.chunk_size and membership.absentees_tracked(record):
-                missed = np.array([len(self.log) - 1], np.intp)
-                self.log.update_chunks(missed[(self.log.states[missed] & UNWRITTEN) == 0], set_=MODIFIED)
-            if record.size % record.chunk_size and not all(zeroed):
-                # The rest of the last old chunk is new, too, but has no state of its own to say so.
-                end = len(self.log) << self._shift
-                await self._write_members(
-                    len(self.log) - 1, len(self.log) - 1, Change(record.size, min(end, size) - record.size)
-                )
-                await self.flush()
-            state = UNWRITTEN if all(zeroed) else UNWRITTEN | UNZEROED
-            pages = wibm.pages_for(chunks)
-            for store in (*members, *self._log_files()):
-                store.make_room(pages)
-            # Both tables together: who offers chunks meanwhile counts on them being of one length.
-            if chunks > len(self.log):  # else an attempt before this one failed to commit
-                self.hot.grow(size)
-                self.hot.size = record.size
-                self.log.grow(chunks, state)
-            await self.keeper.commit()  # pages first: a superblock with the new size must find them
-            self.keeper.record = self.keeper.record.but(size=size, events=self.keeper.record.events + 1)
-            await self.keeper.commit()
-            self.hot.size = size
-        self.gate.offer(0, chunks - 1)
-        self.emit('Grow', self.name, '', f'{record.size} -> {size} bytes')
-
-
-async def make_room(leg: Leg, start: int, end: int) -> bool:
-    """Make a leg reach `end`; return whether the bytes from `start` on, new to it, surely read as zeros.
-
-    The leg may have been longer before, with anything in that part.
-    """
-    return await leg.extend(end) and await erased(leg, start, end - start)
-
-
-async def erased(leg: Leg, start: int, length: int) -> bool:
-    """Forget a range; return whether it surely reads as zeros, which a few bad blocks may keep it from."""
-    try:
-        return await leg.erase(start, length)
-    except OSError as error:
-        if not is_of_the_medium(error):
-            raise
-        return False
+        await self.space.grow(size)
 
 
 def _by_source(start: int, end: int, trusted: Mapping[int, int]) -> Iterator[tuple[int, int, int | None]]:
@@ -561,13 +426,3 @@ def _by_source(start: int, end: int, trusted: Mapping[int, int]) -> Iterator[tup
         start = high
     if start < end:
         yield start, end, None
-
-
-def runs(chunks: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
-    """Return (first, last) of each run of consecutive numbers in an ascending array (intp [n])."""
-    if not len(chunks):
-        return []
-    breaks = np.flatnonzero(np.diff(chunks) != 1)
-    firsts = chunks[np.concatenate(([0], breaks + 1))]
-    lasts = chunks[np.concatenate((breaks, [len(chunks) - 1]))]
-    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
