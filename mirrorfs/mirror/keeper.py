@@ -53,7 +53,7 @@ class Observer(Protocol):
         """Members just changed: nothing may be written around the slow path until that is durable."""
         ...
 
-    def leg_expelled(self, slot: int, path: str, reason: str) -> None: ...
+    def leg_expelled(self, slot: int, path: str, reason: str, was: LegState) -> None: ...
 
     def leg_replaced(self, old: str, new: str) -> None: ...
     def log_lost(self, path: str, reason: str) -> None: ...
@@ -195,6 +195,7 @@ class Keeper:
         slots = [slot for slot in failures if slot in self.members]
         if not slots:
             return
+        before = self.record
         self.record = membership.leave(self.record, slots, state, self.new_uuid(), self.clock())
         for slot in slots:
             member = self.members.pop(slot)
@@ -205,7 +206,8 @@ class Keeper:
                 self.faulted.add(slot)
             else:
                 self.faulted.discard(slot)
-            self._observer.leg_expelled(slot, member.leg.path, _reason(failures[slot]))
+            was, why = before.slots[slot].state, _reason(failures[slot])
+            self._observer.leg_expelled(slot, member.leg.path, why, was)
         self.mark_missed()
         self._observer.legs_changing()
 

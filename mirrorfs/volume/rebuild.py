@@ -19,7 +19,7 @@ from mirrorfs.mirror import membership
 from mirrorfs.mirror.fanout import fan_out
 from mirrorfs.model import LegState
 from mirrorfs.volume.pacing import Pacer
-from mirrorfs.volume.passes import Progress, run_all
+from mirrorfs.volume.passes import Progress, announced, run_all
 from mirrorfs.volume.scrub import MARK_BYTES, Scrubber
 from mirrorfs.volume.volume import Volume, runs
 
@@ -91,8 +91,7 @@ class Rebuilder:
                 self._idle = trio.Event()
                 try:
                     await self._work()
-                except OSError as error:
-                    self._volume.emit('RebuildFailed', self._volume.name, '', error.strerror or str(error))
+                except OSError:  # which was said
                     with trio.move_on_after(RETRY):
                         await self._volume.work.wait()
                     continue
@@ -105,7 +104,7 @@ class Rebuilder:
     async def _work(self) -> None:
         while not self._interrupted:
             spare = self._spare()
-            if self._doubtful():
+            if self.doubtful():
                 await self._resync()
             elif spare is not None:
                 await self._recover(spare)
@@ -114,7 +113,8 @@ class Rebuilder:
             else:
                 return
 
-    def _doubtful(self) -> bool:
+    def doubtful(self) -> bool:
+        """Whether legs are to be made equal."""
         volume = self._volume
         return len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC) > 0
 
@@ -126,7 +126,7 @@ class Rebuilder:
     def _is_needed_elsewhere(self) -> bool:
         """Whether a scrub must make way."""
         news = self._volume.work.is_set()  # to look is not cheap on a large volume
-        return self._interrupted or (news and (self._spare() is not None or self._doubtful()))
+        return self._interrupted or (news and (self._spare() is not None or self.doubtful()))
 
     def _show(self, progress: Progress) -> None:
         self.progress = progress
@@ -136,16 +136,16 @@ class Rebuilder:
     async def _resync(self) -> None:
         volume = self._volume
         todo = volume.log.where(NEEDS_RESYNC)
-        volume.emit('RebuildStarted', volume.name, '', f'resync of {len(todo)} chunks')
+        before = volume.counters.resynced
 
         async def window(first: int, last: int) -> None:
             async with volume.exclusive(first, last):
                 await volume.make_equal(first, last)
 
-        done = await self._pass('resync', None, todo, window, self._nothing)
-        if done:
-            copied = volume.counters.resynced
-            volume.emit('RebuildFinished', volume.name, '', f'resync, {copied} bytes copied')
+        progress = self._begin('resync', None, 0, len(todo))
+        with announced(volume, progress, 'resync', f'of {len(todo)} chunks') as ending:
+            ending.done = await self._pass(progress, todo, window, self._nothing)
+            ending.result = f'{volume.counters.resynced - before} bytes copied'
 
     async def _nothing(self, position: int) -> None:
         pass
@@ -157,7 +157,6 @@ class Rebuilder:
         todo = self._needed(slot)
         path = volume.keeper.members[slot].leg.path
         before = volume.counters.recovered
-        volume.emit('RebuildStarted', volume.name, path, f'recovery of {len(todo)} chunks')
 
         async def window(first: int, last: int) -> None:
             async with volume.exclusive(first, last):
@@ -172,11 +171,14 @@ class Rebuilder:
         async def mark(position: int) -> None:
             await self._mark(slot, todo[todo < position], position)
 
-        done = await self._pass('recover', slot, todo, window, mark, lambda: self._still(slot))
-        if done and self._still(slot) and await self._flush_target(slot):
-            await self._complete(slot)
-            copied = volume.counters.recovered - before
-            volume.emit('RebuildFinished', volume.name, path, f'recovery, {copied} bytes copied')
+        progress = self._begin('recover', slot, self._recovered(slot), len(todo))
+        with announced(volume, progress, 'recovery', f'of {len(todo)} chunks', path) as ending:
+            done = await self._pass(progress, todo, window, mark, lambda: self._still(slot))
+            if done and self._still(slot) and await self._flush_target(slot):
+                await self._complete(slot)
+                ending.done = True
+            ending.result = f'{volume.counters.recovered - before} bytes copied'
+        if ending.done:
             volume.emit('SpareActive', volume.name, path)
 
     def _needed(self, slot: int) -> npt.NDArray[np.intp]:
@@ -189,6 +191,12 @@ class Rebuilder:
         if record.full:
             needed[record.mark :] = True
         return np.flatnonzero(needed & ((states & np.uint8(UNWRITTEN)) == 0))
+
+    def _recovered(self, slot: int) -> int:
+        """Return how many chunks of a full recovery were copied before, up to its durable mark."""
+        record, states = self._volume.record.slots[slot], self._volume.log.states
+        below = states[: record.mark] if record.full else states[:0]
+        return int(np.count_nonzero((below & np.uint8(UNWRITTEN | MODIFIED)) == 0))
 
     def _still(self, slot: int) -> bool:
         return slot in self._volume.keeper.members
@@ -231,10 +239,16 @@ class Rebuilder:
 
     # Both
 
+    def _begin(self, action: str, slot: int | None, before: int, todo: int) -> Progress:
+        """A pass over `todo` chunks begins, with `before` of the same done earlier."""
+        chunk = self._volume.record.chunk_size
+        total = (before + todo) * chunk
+        self.progress = Progress(action, slot, before * chunk, total, trio.current_time())
+        return self.progress
+
     async def _pass(
         self,
-        action: str,
-        slot: int | None,
+        progress: Progress,
         todo: npt.NDArray[np.intp],
         window: Callable[[int, int], Awaitable[None]],
         mark: Callable[[int], Awaitable[None]],
@@ -242,10 +256,8 @@ class Rebuilder:
     ) -> bool:
         """Run `window` over all of `todo`, some at a time; return whether the pass came to its end."""
         chunk = self._volume.record.chunk_size
-        now = trio.current_time()
-        self.progress = progress = Progress(action, slot, 0, len(todo) * chunk, now)
         pieces = windows(todo, max(1, limits.WINDOW // chunk))
-        marked, marked_at, at = 0, now, 0
+        marked, marked_at, at = progress.done, progress.began, 0
         self.pacer.begin()
         while at < len(pieces):
             if self._interrupted or not wanted():
@@ -256,8 +268,8 @@ class Rebuilder:
             at += len(batch)
             await run_all([functools.partial(window, first, last) for first, last in batch])
             moved = sum(last - first + 1 for first, last in batch) * chunk
-            progress.done += moved
             now = trio.current_time()
+            progress.advance(moved, now)
             if now - marked_at >= limits.MARK_INTERVAL or progress.done - marked >= MARK_BYTES:
                 await mark(batch[-1][1] + 1)
                 marked, marked_at = progress.done, now

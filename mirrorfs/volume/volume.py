@@ -38,7 +38,7 @@ from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
 from mirrorfs.mirror.pages import PageStore
-from mirrorfs.model import VolumeRecord
+from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
@@ -139,10 +139,11 @@ class Volume:
             self.log.update_chunks(self.log.where(MODIFIED), clear=MODIFIED)
             await self.keeper.commit()
 
-    def leg_expelled(self, slot: int, path: str, reason: str) -> None:
+    def leg_expelled(self, slot: int, path: str, reason: str, was: LegState) -> None:
         self.unblock(slot)
-        self.emit('Fail', self.name, path, f'slot {self.record.place(slot)}: {reason}')
-        if self.record.degraded:
+        word = 'FailSpare' if was is LegState.SPARE else 'Fail'
+        self.emit(word, self.name, path, f'slot {self.record.place(slot)}: {reason}')
+        if self.record.degraded and was is LegState.IN_SYNC:
             self.emit('DegradedArray', self.name)
 
     def leg_replaced(self, old: str, new: str) -> None:
