@@ -501,9 +501,15 @@ def test_the_log_moves_during_a_recovery(pool: MountedPool) -> None:
 # Ported: mdadm's 05r1-internalbitmap, 05r1-add-internalbitmap, 05r1-remove-internalbitmap
 
 
-@pytest.mark.parametrize('place', ['internal', 'external'])
+@pytest.mark.parametrize('place', ['internal', 'external', 'added', 'removed and added'])
 def test_six_seconds_after_the_last_write_nothing_is_dirty(pool: MountedPool, place: str) -> None:
-    volume = outside(pool) if place == 'external' else pool.volume('v', SIZE, options=f'chunk={CHUNK}')
+    options = f'chunk={CHUNK} log=none' if place == 'added' else f'chunk={CHUNK}'
+    volume = outside(pool) if place == 'external' else pool.volume('v', SIZE, options=options)
+    if 'added' in place:
+        fill(volume, 0, CHUNKS // 2)
+        move(volume, 'none')
+        fill(volume, 0, CHUNKS - 1)
+        move(volume, 'internal')
     volume.write('bitmap/time_base', '1')
     fill(volume, 0, CHUNKS - 1)
     assert volume.status()['chunks']['dirty'] == CHUNKS
