@@ -24,7 +24,7 @@ LOG_PLANTS = (
     Plant(
         name='failed_log_relied_on',
         target='mirrorfs.mirror.keeper:Keeper._store_outside',
-        old='self._give_up(file, _reason(error))',
+        old='self.lose_log(file, _reason(error))',
         new='pass',
         checker='intent-first',
         also=('clearing-last', 'log-covers', 'log-kept', 'whole-copy'),

@@ -221,6 +221,17 @@ class Keeper:
             self.mark_missed()
         self._observer.legs_changing()
 
+    def lose_log(self, file: LogFile, reason: str) -> None:
+        """The file is given up, in memory, as by `expel`.  If it is the volume's log, there is none now."""
+        if self.outside is file:
+            self.outside, self.log_trouble = None, reason
+        file.leg.close()
+        if self.record.log_id == file.identity:
+            self.record = membership.move_log(self.record, None)
+            self.log.touch_all()  # legs have but the map
+            self._observer.log_lost(file.leg.path, reason)
+            self._observer.legs_changing()
+
     def mark_missed(self) -> None:
         """Flag every dirty chunk MODIFIED, since a leg left that may lack it."""
         self.log.update_chunks(self.log.where(DIRTY, UNWRITTEN), set_=MODIFIED)
@@ -297,20 +308,10 @@ class Keeper:
             with trio.fail_after(self.leg_timeout):
                 await file.store(batch, record if serial else None, serial)
         except OSError as error:
-            self._give_up(file, _reason(error))
+            self.lose_log(file, _reason(error))
         except trio.TooSlowError:
-            self._give_up(file, f'did not answer within {self.leg_timeout:g} s')
+            self.lose_log(file, f'did not answer within {self.leg_timeout:g} s')
         return self.outside is file
-
-    def _give_up(self, file: LogFile, reason: str) -> None:
-        """The file has failed.  If it is the volume's log, there is none from now on."""
-        self.outside, self.log_trouble = None, reason
-        file.leg.close()
-        if self.record.log_id == file.identity:
-            self.record = membership.move_log(self.record, None)
-            self.log.touch_all()  # legs have but the map
-            self._observer.log_lost(file.leg.path, reason)
-            self._observer.legs_changing()
 
     async def _store_on_legs(
         self, members: list[Member], record: VolumeRecord, batch: Batch, serial: int
