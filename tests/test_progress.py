@@ -123,6 +123,10 @@ def test_a_meter_draws_a_bar_on_a_terminal_and_plain_lines_elsewhere(monkeypatch
     ]
 
 
+def test_a_meter_of_nothing_is_done() -> None:
+    assert Meter('vm: recover', 0, io.StringIO()).line(0) == 'vm: recover 100% (0 B of 0 B)'
+
+
 @pytest.mark.parametrize('columns', [20, 60, 70, 200])
 def test_a_bar_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv('COLUMNS', str(columns))

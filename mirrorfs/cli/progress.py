@@ -29,7 +29,7 @@ class Meter:
 
     def __init__(self, what: str, total: int, stream: TextIO | None = None) -> None:
         self._what = what
-        self._total = max(1, total)
+        self._total = total
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._began = time.monotonic()
@@ -69,7 +69,7 @@ class Meter:
 
     def line(self, done: int, speed: float = 0.0) -> str:
         """Return the line for a position."""
-        share = done / self._total
+        share = done / self._total if self._total else 1.0
         amount = f'{format_size(done)} of {format_size(self._total)}'
         figures = f'{int(share * 100)}% ({amount}{pace(self._total - done, speed)})'
         if not self._live:
