@@ -350,7 +350,7 @@ def fail_and_return(volume: Volume, pool: FaultPool, until: float) -> None:
         if number:
             volume.write('fail', str(number))
         else:
-            # Not EIO, which may be that of a block: so small a volume has room for all of its blocks in the list.
+            # Not EIO, which may be that of a block: there is room for all blocks of the volume in the list.
             pool.faults[number].rule('plain', 'ENXIO', every=True)
             wait_for(lambda: volume.status()['degraded'], 'a write fails on leg 0')
             pool.clear()
