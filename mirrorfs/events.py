@@ -25,7 +25,8 @@ _LEVELS = {
     'QuorumLost': logging.ERROR,
     'StaleLeg': logging.WARNING,
     'ReadError': logging.WARNING,
-    'RebuildFailed': logging.WARNING,
+    'RebuildFinished': logging.WARNING,
+    'FailSpare': logging.ERROR,
     'Warning': logging.WARNING,
 }
 

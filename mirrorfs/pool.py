@@ -372,7 +372,7 @@ class Pool:
             await self.directory.forget(name)
             del self.entries[name]
             self.on_destroy(name)
-            self.events.emit('Destroyed', name)
+            self.events.emit('DeviceDisappeared', name, '', 'destroyed')
 
 
 def _moved(record: VolumeRecord, number: int, path: str) -> VolumeRecord:

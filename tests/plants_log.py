@@ -24,11 +24,28 @@ LOG_PLANTS = (
     Plant(
         name='failed_log_relied_on',
         target='mirrorfs.mirror.keeper:Keeper._store_outside',
-        old='self._give_up(file, _reason(error))',
+        old='self.lose_log(file, _reason(error))',
         new='pass',
         checker='intent-first',
         also=('clearing-last', 'log-covers', 'log-kept', 'whole-copy'),
         why='A mark that could not be stored outside counts as durable.',
+    ),
+    Plant(
+        name='log_given_up_though_it_is_there',
+        target='mirrorfs.volume.watching:Watcher._look_at_log',
+        old='if why:',
+        new='if not why:',
+        checker='log-kept',
+        why='A look at the log takes it for one that was taken away.',
+    ),
+    Plant(
+        name='log_that_was_taken_away_still_named',
+        target='mirrorfs.mirror.keeper:Keeper.lose_log',
+        old='self.record = membership.move_log(self.record, None)',
+        new='pass',
+        checker='intent-first',
+        also=('clearing-last', 'log-covers', 'log-kept', 'whole-copy'),
+        why='The log is seen to be gone before a write needs it: nothing is stored there now, yet it counts.',
     ),
     Plant(
         name='header_never_renewed',
@@ -125,6 +142,10 @@ LOG_FOUND: dict[str, Hunt] = {
             sessions(Session((w(0), w(B)), faults=(fails(DISK, 'write', nth),)), outside=True)
             for nth in range(1, 6)
         ),
+    ),
+    'log_given_up_though_it_is_there': sequence(once(w(0), ('sleep', 6.0), w(B), outside=True)),
+    'log_that_was_taken_away_still_named': sequence(
+        once(w(0), ('vanish', LOG), ('sleep', 6.0), w(B), outside=True)
     ),
     'header_never_renewed': sequence(once(*WRITTEN, outside=True), cut=0.3),
     'pool_not_told_where_the_log_will_be': sequence(once(*WRITTEN, ('log', LOG)), cut=1.0),

@@ -83,7 +83,7 @@ SCRUB = [
         old='        await volume.make_equal(first, last)\n',
         new='',
         guard=(
-            'mirrorfs.volume.rebuild:Rebuilder._doubtful',
+            'mirrorfs.volume.rebuild:Rebuilder.doubtful',
             'return len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC) > 0',
             'return False',
         ),

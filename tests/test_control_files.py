@@ -400,7 +400,7 @@ def test_volumes_come_and_go_by_control_files(own: MountedPool) -> None:
     assert (own.mountpoint / 'disk').stat().st_ino != first, 'a new file needs a new inode number'
     assert (own.mountpoint / 'disk').read_bytes() == bytes(8 * MIB)
     names = [event.split()[1:3] for event in own.events()]
-    assert ['NewArray', 'disk'] in names and ['Destroyed', 'disk'] in names
+    assert ['NewArray', 'disk'] in names and ['DeviceDisappeared', 'disk'] in names
     own.stop()
     own.start()
     assert {v['name'] for v in own.status()['volumes']} == {'disk', 'bare'}

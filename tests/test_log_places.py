@@ -332,6 +332,84 @@ def test_a_log_that_fails_is_given_up_and_the_volume_goes_on(faulty: FaultPool, 
     assert data[8 * CHUNK : 12 * CHUNK] == b'y' * 4 * CHUNK
 
 
+def _remove(log: Path) -> None:
+    log.unlink()
+
+
+def _truncate(log: Path) -> None:
+    os.truncate(log, 4096)
+
+
+def _replace(log: Path) -> None:
+    shutil.copy(log, f'{log}.copy')
+    Path(f'{log}.copy').replace(log)
+
+
+@pytest.mark.parametrize('harm', [_remove, _truncate, _replace], ids=['removed', 'truncated', 'replaced'])
+def test_a_log_that_is_taken_away_beneath_us_is_given_up_within_seconds_without_a_write(
+    pool: MountedPool, harm: Callable[[Path], None]
+) -> None:
+    volume = outside(pool)
+    fill(volume, 0, 3)
+    clean(volume)
+    harm(log_of(pool))
+    wait_for(lambda: volume.read('bitmap/location') == 'none\n', 'seen', 8)
+    (lost,) = events(pool, 'LogLost')
+    assert str(log_of(pool)) in lost
+    assert all(leg['bitmap'] == 'none' for leg in examine(*volume.legs))
+    assert not json.loads((pool.directory / 'volumes/v.json').read_text())['logged']
+    fill(volume, 8, 8, b'y')
+    pool.kill()
+    pool.start()
+    assert volume.settled()['resynced_bytes'] == 5 * CHUNK, 'nobody knows any more what was clean'
+    assert not events(pool, 'LogLost'), 'once is enough'
+    move(volume, 'internal')
+    clean(volume)
+    pool.stop()
+    assert volume.assert_legs_equal()[8 * CHUNK : 9 * CHUNK] == b'y' * CHUNK
+
+
+def test_a_log_that_somebody_renames_is_followed(pool: MountedPool) -> None:
+    volume = outside(pool)
+    fill(volume, 0, 7)
+    clean(volume)
+    renamed = pool.base / 'another name'
+    log_of(pool).rename(renamed)
+    wait_for(lambda: volume.read('bitmap/location') == f'{renamed}\n', 'followed', 8)
+    assert not events(pool, 'LogLost') and len(events(pool, 'LogMoved')) == 1
+    fill(volume, 2, 3, b'y')
+    pool.kill()
+    pool.start()
+    assert volume.settled()['resynced_bytes'] == 2 * CHUNK, 'it was found there'
+    pool.stop()
+    volume.assert_legs_equal()
+
+
+def test_a_log_that_is_taken_away_while_writers_are_busy_costs_them_nothing(pool: MountedPool) -> None:
+    volume = outside(pool)
+    written = 0
+
+    def busy() -> bool:
+        nonlocal written
+        fill(volume, written % CHUNKS, written % CHUNKS, bytes([written % 251 + 1]))
+        written += 1
+        return volume.read('bitmap/location') == 'none\n'
+
+    busy()
+    log_of(pool).unlink()
+    wait_for(busy, 'seen', 8)
+    for _ in range(5):
+        busy()
+    pool.kill()
+    pool.start()
+    volume.settled()
+    newest = {number % CHUNKS: number for number in range(written)}
+    for chunk, number in newest.items():
+        assert volume.get(chunk * CHUNK, CHUNK) == bytes([number % 251 + 1]) * CHUNK
+    pool.stop()
+    volume.assert_legs_equal()
+
+
 def test_a_log_that_fails_while_it_is_moved_to_stays_where_it_was(faulty: FaultPool) -> None:
     volume, log = faulty.volume('v', SIZE), faulty.faults[2].path
     fill(volume, 0, 3)
@@ -501,9 +579,15 @@ def test_the_log_moves_during_a_recovery(pool: MountedPool) -> None:
 # Ported: mdadm's 05r1-internalbitmap, 05r1-add-internalbitmap, 05r1-remove-internalbitmap
 
 
-@pytest.mark.parametrize('place', ['internal', 'external'])
+@pytest.mark.parametrize('place', ['internal', 'external', 'added', 'removed and added'])
 def test_six_seconds_after_the_last_write_nothing_is_dirty(pool: MountedPool, place: str) -> None:
-    volume = outside(pool) if place == 'external' else pool.volume('v', SIZE, options=f'chunk={CHUNK}')
+    options = f'chunk={CHUNK} log=none' if place == 'added' else f'chunk={CHUNK}'
+    volume = outside(pool) if place == 'external' else pool.volume('v', SIZE, options=options)
+    if 'added' in place:
+        fill(volume, 0, CHUNKS // 2)
+        move(volume, 'none')
+        fill(volume, 0, CHUNKS - 1)
+        move(volume, 'internal')
     volume.write('bitmap/time_base', '1')
     fill(volume, 0, CHUNKS - 1)
     assert volume.status()['chunks']['dirty'] == CHUNKS

@@ -2,17 +2,21 @@
 
 01r1fail: legs fail during the first copy, and come back.  05r1-re-add: a leg that missed nothing copies
 nothing, one that missed some copies that, one that missed all recovers.  05r1-re-add-nosuper: without a
-superblock a leg is not taken back.
+superblock a leg is not taken back.  05r1-failfast: a word on a leg is kept until it is taken back.
+
+Others are in test_leg_verbs (01replace, 02r1add, 02r1grow, 06wrmostly) and test_log_places
+(05r1-*internalbitmap).
 """
 
 import errno
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import MIB, MountedPool, Volume, wait_for
+from mounts import MIB, MountedPool, Volume, cli_ok, wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(240)]
 GIB, TIB = 1 << 30, 1 << 40
@@ -120,6 +124,46 @@ def test_a_leg_without_a_superblock_is_not_re_added(pool: MountedPool) -> None:
     volume.write('add', f'{volume.legs[1]} force')
     volume.settled()
     assert_equal(volume, *volume.legs)
+
+
+@pytest.mark.parametrize('flag', ['failfast', 'write_mostly'])
+def test_a_word_on_a_leg_is_kept_over_all_that_happens_to_it_until_it_is_taken_back(
+    pool: MountedPool, flag: str
+) -> None:
+    """05r1-failfast: over remove, add, assemble and grow."""
+    pool.write('create', f'md {8 * MIB} {pool.legs}/md.0 {pool.legs}/md.1')
+    volume = Volume(pool, 'md', 8 * MIB, pool.leg_paths('md', 2))
+
+    def flagged() -> list[int]:
+        return [leg['slot'] for leg in volume.status()['legs'] if flag in leg['flags']]
+
+    assert flagged() == []
+    volume.write('legs/1/state', flag)
+    assert flagged() == [1]
+    write(volume, 0, 4 * MIB)
+    for way_back in (f'add {volume.legs[1]}', 're-add 1'):
+        volume.write('fail', '1')
+        volume.write('remove', '1')
+        verb, leg = way_back.split()
+        volume.write(verb, leg)
+        volume.settled()
+        assert flagged() == [1], way_back
+    volume.write('raid_disks', '3')
+    volume.write('add', f'{pool.legs}/md.2 {flag}')
+    volume.settled()
+    volume.write('size', str(16 * MIB))
+    assert flagged() == [1, 2] and volume.image.stat().st_size == 16 * MIB
+    pool.stop()
+    shutil.rmtree(pool.directory)
+    cli_ok('assemble', pool.directory, pool.legs)
+    pool.start()
+    assert flagged() == [1, 2], 'the legs themselves know it'
+    for number in ('1', '2'):
+        volume.write(f'legs/{number}/state', f'-{flag}')
+    assert flagged() == []
+    pool.stop()
+    pool.start()
+    assert flagged() == [], 'taken back for good'
 
 
 def test_a_leg_of_a_large_sparse_volume_costs_what_was_written_and_its_log(pool: MountedPool) -> None:

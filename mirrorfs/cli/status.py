@@ -5,15 +5,15 @@ import json
 import select
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 import click
 
 from mirrorfs.cli.common import POOL, Mounted, Target, find
-from mirrorfs.cli.progress import Meter
+from mirrorfs.cli.progress import Meter, bar, pace
 from mirrorfs.definitions import status_of_records
 from mirrorfs.errors import Refused
-from mirrorfs.units import format_duration, format_size
+from mirrorfs.units import format_size
 
 JSON = click.option('--json', 'as_json', is_flag=True, help='for programs')
 NAME = click.argument('name', metavar='[NAME]', required=False)
@@ -129,9 +129,15 @@ def _chunks(chunks: dict[str, int]) -> str:
 
 
 def _sync(sync: dict[str, Any]) -> str:
-    share = sync['done_bytes'] / max(1, sync['total_bytes'])
-    eta = f', {format_duration(sync["eta_seconds"])} left' if sync['eta_seconds'] is not None else ''
-    return f'{sync["action"]} {share:.0%} at {format_size(sync["speed"])}/s{eta}'
+    share = _share(sync)
+    drawn = f'{bar(share)} ' if sys.stdout.isatty() else ''
+    left = sync['total_bytes'] - sync['done_bytes']
+    return f'{sync["action"]} {drawn}{int(share * 100)}%{pace(left, sync["speed"])}'
+
+
+def _share(sync: dict[str, Any]) -> float:
+    """Return how much of a pass is done, 0 to 1."""
+    return float(sync['done_bytes'] / sync['total_bytes']) if sync['total_bytes'] else 1.0
 
 
 @click.command()
@@ -139,37 +145,86 @@ def _sync(sync: dict[str, Any]) -> str:
 @NAME
 @click.option('--timeout', type=float, default=None, help='give up after so many seconds')
 def wait(pool: str, name: str | None, timeout: float | None) -> None:
-    """Wait until no resync, recovery or scrub is left to do; shows how far it is."""
+    """Wait until no resync, recovery or scrub is left to do; shows how far it is.
+
+    The exit code is 0 if all went well, 1 if a leg is missing then, a pass ended before its end, or the time
+    is up.
+    """
     mounted = find(pool).require_mounted()
     began = time.monotonic()
-    meter: Meter | None = None
-    last = None
-    while busy := [v for v in _volumes(find(pool), name) if _is_busy(v)]:
-        sync = busy[0].get('sync')
-        if sync:
-            key = (busy[0]['name'], sync['action'], sync['slot'])
-            if key != last:
-                meter = Meter(f'{busy[0]["name"]}: {sync["action"]}', sync['total_bytes'])
-                last = key
-            assert meter
-            meter.update(sync['done_bytes'], sync['eta_seconds'])
-        if timeout is not None and time.monotonic() - began > timeout:
-            raise Refused(errno.ETIMEDOUT, f'not done after {timeout:g} s')
-        time.sleep(0.05)
-    if meter is None:  # it was over before this could look: say what was done
-        for volume in _volumes(find(pool), name):
-            sync = volume.get('last_sync')
-            if sync and sync['done_bytes'] >= sync['total_bytes']:
-                Meter(f'{volume["name"]}: {sync["action"]}', sync['total_bytes']).finish()
-    else:
-        meter.finish()
-    failed = [v for v in mounted.status()['volumes'] if name in (None, v['name']) and v.get('degraded')]
-    if failed:
-        raise Refused(errno.EIO, f'{failed[0]["name"]} is still degraded; see mirrorfs status')
+    with _Waiting() as waiting:
+        while busy := [volume for volume in _volumes(find(pool), name) if _is_busy(volume)]:
+            waiting.show(busy)
+            if timeout is not None and time.monotonic() - began > timeout:
+                raise Refused(errno.ETIMEDOUT, f'not done after {timeout:g} s')
+            time.sleep(0.05)
+        volumes = [v for v in mounted.status()['volumes'] if name in (None, v['name'])]
+        for volume in volumes:
+            waiting.end(volume)
+    for volume in volumes:
+        if complaint := waiting.complaint(volume):
+            raise Refused(errno.EIO, f'{volume["name"]} {complaint}; see mirrorfs status')
+
+
+class _Waiting:
+    """What `wait` shows, and what it has seen."""
+
+    def __init__(self) -> None:
+        self._meter: Meter | None = None
+        self._shown: tuple[str, str, int | None] | None = None
+        """The pass that the meter is for: volume, action, leg."""
+        self._seen: set[str] = set()
+        """Volumes that there was something to wait for."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._meter:
+            self._meter.leave()
+
+    def show(self, busy: list[dict[str, Any]]) -> None:
+        """Show how far the first of the busy volumes is that is at work."""
+        self._seen.update(volume['name'] for volume in busy)
+        volume = next((volume for volume in busy if volume.get('sync')), None)
+        if volume is None:
+            return
+        sync = volume['sync']
+        shown = (volume['name'], sync['action'], sync['slot'])
+        if self._meter is None or self._shown != shown:
+            if self._meter:
+                self._meter.leave()
+            self._meter, self._shown = _meter(volume['name'], sync), shown
+        self._meter.update(sync['done_bytes'], sync['speed'])
+
+    def end(self, volume: dict[str, Any]) -> None:
+        """Say what was done, also where it was over before anybody could look."""
+        sync = volume.get('last_sync')
+        if not sync or _share(sync) < 1:
+            return
+        if self._meter is None:
+            _meter(volume['name'], sync).finish()
+        elif self._shown and self._shown[:2] == (volume['name'], sync['action']):  # the leg may have moved up
+            self._meter.finish()
+
+    def complaint(self, volume: dict[str, Any]) -> str:
+        """Return what is not as it was to be; empty if all is well."""
+        if volume.get('broken'):
+            return f'is broken: {volume["broken"]}'
+        if volume.get('degraded'):
+            return 'is still degraded'
+        last = volume.get('last_sync')
+        if volume['name'] in self._seen and last and _share(last) < 1:
+            return f'had its {last["action"]} end at {int(_share(last) * 100)}%'
+        return ''
+
+
+def _meter(name: str, sync: dict[str, Any]) -> Meter:
+    return Meter(f'{name}: {sync["action"]}', sync['total_bytes'])
 
 
 def _is_busy(volume: dict[str, Any]) -> bool:
-    if volume.get('sync_action') == 'frozen':
+    if volume.get('sync_action') == 'frozen' or volume.get('broken'):
         return False
     spares = any(
         leg['state'] == 'spare' and leg['recovery_start'] is not None for leg in volume.get('legs', [])

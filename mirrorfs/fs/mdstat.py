@@ -46,6 +46,8 @@ def _volume_lines(entry: Entry) -> list[str]:
     ]
     if rebuilder.progress:
         lines.append(_progress_line(rebuilder.progress))
+    elif rebuilder.doubtful():
+        lines.append('      \tresync=PENDING')
     if record.logged:
         chunk = record.chunk_size // 1024
         pages = pages_for(record.chunks)

@@ -53,7 +53,7 @@ class Observer(Protocol):
         """Members just changed: nothing may be written around the slow path until that is durable."""
         ...
 
-    def leg_expelled(self, slot: int, path: str, reason: str) -> None: ...
+    def leg_expelled(self, slot: int, path: str, reason: str, was: LegState) -> None: ...
 
     def leg_replaced(self, old: str, new: str) -> None: ...
     def log_lost(self, path: str, reason: str) -> None: ...
@@ -195,6 +195,7 @@ class Keeper:
         slots = [slot for slot in failures if slot in self.members]
         if not slots:
             return
+        before = self.record
         self.record = membership.leave(self.record, slots, state, self.new_uuid(), self.clock())
         for slot in slots:
             member = self.members.pop(slot)
@@ -205,7 +206,8 @@ class Keeper:
                 self.faulted.add(slot)
             else:
                 self.faulted.discard(slot)
-            self._observer.leg_expelled(slot, member.leg.path, _reason(failures[slot]))
+            was, why = before.slots[slot].state, _reason(failures[slot])
+            self._observer.leg_expelled(slot, member.leg.path, why, was)
         self.mark_missed()
         self._observer.legs_changing()
 
@@ -225,6 +227,17 @@ class Keeper:
             self._observer.leg_replaced(member.leg.path, self.members[slot].leg.path)
             self.mark_missed()
         self._observer.legs_changing()
+
+    def lose_log(self, file: LogFile, reason: str) -> None:
+        """The file is given up, in memory, as by `expel`.  If it is the volume's log, there is none now."""
+        if self.outside is file:
+            self.outside, self.log_trouble = None, reason
+        file.leg.close()
+        if self.record.log_id == file.identity:
+            self.record = membership.move_log(self.record, None)
+            self.log.touch_all()  # legs have but the map
+            self._observer.log_lost(file.leg.path, reason)
+            self._observer.legs_changing()
 
     def mark_missed(self) -> None:
         """Flag every dirty chunk MODIFIED, since a leg left that may lack it."""
@@ -302,20 +315,10 @@ class Keeper:
             with trio.fail_after(self.leg_timeout):
                 await file.store(batch, record if serial else None, serial)
         except OSError as error:
-            self._give_up(file, _reason(error))
+            self.lose_log(file, _reason(error))
         except trio.TooSlowError:
-            self._give_up(file, f'did not answer within {self.leg_timeout:g} s')
+            self.lose_log(file, f'did not answer within {self.leg_timeout:g} s')
         return self.outside is file
-
-    def _give_up(self, file: LogFile, reason: str) -> None:
-        """The file has failed.  If it is the volume's log, there is none from now on."""
-        self.outside, self.log_trouble = None, reason
-        file.leg.close()
-        if self.record.log_id == file.identity:
-            self.record = membership.move_log(self.record, None)
-            self.log.touch_all()  # legs have but the map
-            self._observer.log_lost(file.leg.path, reason)
-            self._observer.legs_changing()
 
     async def _store_on_legs(
         self, members: list[Member], record: VolumeRecord, batch: Batch, serial: int

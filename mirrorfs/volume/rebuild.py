@@ -20,7 +20,7 @@ from mirrorfs.mirror.fanout import fan_out
 from mirrorfs.model import LegState
 from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.pacing import Pacer
-from mirrorfs.volume.passes import Progress, SideBySide
+from mirrorfs.volume.passes import Progress, SideBySide, announced
 from mirrorfs.volume.scrub import MARK_BYTES, Scrubber
 from mirrorfs.volume.volume import Volume
 
@@ -92,8 +92,7 @@ class Rebuilder:
                 self._idle = trio.Event()
                 try:
                     await self._work()
-                except OSError as error:
-                    self._volume.emit('RebuildFailed', self._volume.name, '', error.strerror or str(error))
+                except OSError:  # which was said
                     with trio.move_on_after(RETRY):
                         await self._volume.work.wait()
                     continue
@@ -106,7 +105,7 @@ class Rebuilder:
     async def _work(self) -> None:
         while not self._interrupted:
             spare = self._spare()
-            if self._doubtful():
+            if self.doubtful():
                 await self._resync()
             elif spare is not None:
                 await self._recover(spare)
@@ -115,7 +114,8 @@ class Rebuilder:
             else:
                 return
 
-    def _doubtful(self) -> bool:
+    def doubtful(self) -> bool:
+        """Whether legs are to be made equal."""
         volume = self._volume
         return len(volume.keeper.counting) > 1 and volume.log.count(NEEDS_RESYNC) > 0
 
@@ -127,7 +127,7 @@ class Rebuilder:
     def _is_needed_elsewhere(self) -> bool:
         """Whether a scrub must make way."""
         news = self._volume.work.is_set()  # to look is not cheap on a large volume
-        return self._interrupted or (news and (self._spare() is not None or self._doubtful()))
+        return self._interrupted or (news and (self._spare() is not None or self.doubtful()))
 
     def _show(self, progress: Progress) -> None:
         self.progress = progress
@@ -137,16 +137,16 @@ class Rebuilder:
     async def _resync(self) -> None:
         volume = self._volume
         todo = volume.log.where(NEEDS_RESYNC)
-        volume.emit('RebuildStarted', volume.name, '', f'resync of {len(todo)} chunks')
+        before = volume.counters.resynced
 
         async def window(first: int, last: int) -> None:
             async with volume.exclusive(first, last):
                 await volume.make_equal(first, last)
 
-        done = await self._pass('resync', None, todo, window, self._nothing)
-        if done:
-            copied = volume.counters.resynced
-            volume.emit('RebuildFinished', volume.name, '', f'resync, {copied} bytes copied')
+        progress = self._begin('resync', None, 0, len(todo))
+        with announced(volume, progress, 'resync', f'of {len(todo)} chunks') as ending:
+            ending.done = await self._pass(progress, todo, window, self._nothing)
+            ending.result = f'{volume.counters.resynced - before} bytes copied'
 
     async def _nothing(self, position: int) -> None:
         pass
@@ -158,7 +158,6 @@ class Rebuilder:
         todo = self._needed(slot)
         path = volume.keeper.members[slot].leg.path
         before = volume.counters.recovered
-        volume.emit('RebuildStarted', volume.name, path, f'recovery of {len(todo)} chunks')
 
         async def window(first: int, last: int) -> None:
             async with volume.exclusive(first, last):
@@ -173,11 +172,14 @@ class Rebuilder:
         async def mark(position: int) -> None:
             await self._mark(slot, todo[todo < position], position)
 
-        done = await self._pass('recover', slot, todo, window, mark, lambda: self._still(slot))
-        if done and self._still(slot) and await self._flush_target(slot):
-            await self._complete(slot)
-            copied = volume.counters.recovered - before
-            volume.emit('RebuildFinished', volume.name, path, f'recovery, {copied} bytes copied')
+        progress = self._begin('recover', slot, self._recovered(slot), len(todo))
+        with announced(volume, progress, 'recovery', f'of {len(todo)} chunks', path) as ending:
+            done = await self._pass(progress, todo, window, mark, lambda: self._still(slot))
+            if done and self._still(slot) and await self._flush_target(slot):
+                await self._complete(slot)
+                ending.done = True
+            ending.result = f'{volume.counters.recovered - before} bytes copied'
+        if ending.done:
             volume.emit('SpareActive', volume.name, path)
 
     def _needed(self, slot: int) -> npt.NDArray[np.intp]:
@@ -190,6 +192,12 @@ class Rebuilder:
         if record.full:
             needed[record.mark :] = True
         return np.flatnonzero(needed & ((states & np.uint8(UNWRITTEN)) == 0))
+
+    def _recovered(self, slot: int) -> int:
+        """Return how many chunks of a full recovery were copied before, up to its durable mark."""
+        record, states = self._volume.record.slots[slot], self._volume.log.states
+        below = states[: record.mark] if record.full else states[:0]
+        return int(np.count_nonzero((below & np.uint8(UNWRITTEN | MODIFIED)) == 0))
 
     def _still(self, slot: int) -> bool:
         return slot in self._volume.keeper.members
@@ -232,10 +240,16 @@ class Rebuilder:
 
     # Both
 
+    def _begin(self, action: str, slot: int | None, before: int, todo: int) -> Progress:
+        """A pass over `todo` chunks begins, with `before` of the same done earlier."""
+        chunk = self._volume.record.chunk_size
+        total = (before + todo) * chunk
+        self.progress = Progress(action, slot, before * chunk, total, trio.current_time())
+        return self.progress
+
     async def _pass(
         self,
-        action: str,
-        slot: int | None,
+        progress: Progress,
         todo: npt.NDArray[np.intp],
         window: Callable[[int, int], Awaitable[None]],
         mark: Callable[[int], Awaitable[None]],
@@ -243,13 +257,11 @@ class Rebuilder:
     ) -> bool:
         """Run `window` over all of `todo`, some at a time; return whether the pass came to its end."""
         chunk = self._volume.record.chunk_size
-        now = trio.current_time()
-        self.progress = progress = Progress(action, slot, 0, len(todo) * chunk, now)
         pieces = windows(todo, max(1, limits.WINDOW // chunk))
         self.pacer.begin()
         async with trio.open_nursery() as nursery:
             steps, marks = SideBySide(nursery), SideBySide(nursery)
-            marked, marked_at = 0, now
+            marked, marked_at = progress.done, progress.began
 
             def stopped() -> bool:
                 return bool(self._interrupted or steps.error or marks.error or not wanted())
@@ -278,14 +290,12 @@ class Rebuilder:
 
     def _advance(self, progress: Progress, pieces: list[tuple[int, int]], settled: int, chunk: int) -> int:
         """Say how far a pass is, of which so many pieces are done; return the bytes since the last time."""
-        before = progress.done
-        while progress.settled < settled:
-            first, last = pieces[progress.settled]
-            progress.done += (last - first + 1) * chunk
-            progress.settled += 1
+        moved = sum(last - first + 1 for first, last in pieces[progress.settled : settled]) * chunk
+        progress.settled = settled
+        progress.advance(moved, trio.current_time())
         for step in progress.steps():
             self._volume.emit(f'Rebuild{step}', self._volume.name)
-        return progress.done - before
+        return moved
 
 
 def windows(chunks: npt.NDArray[np.intp], most: int) -> list[tuple[int, int]]:

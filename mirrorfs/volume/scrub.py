@@ -28,7 +28,7 @@ from mirrorfs.mirror.fanout import Failures, fan_out
 from mirrorfs.mirror.member import Member
 from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.pacing import Pacer
-from mirrorfs.volume.passes import Progress, run_all
+from mirrorfs.volume.passes import Progress, announced, run_all
 from mirrorfs.volume.volume import Volume
 
 MARK_BYTES = 256 << 20
@@ -155,23 +155,22 @@ class Scrubber:
         volume, action = self._volume, self.state.action
         progress = self._progress()
         show(progress)
-        volume.emit('RebuildStarted', volume.name, '', f'{action} from byte {self.state.position} on')
         self._unreadable.clear()
         self._pacer.begin()
-        try:
-            await self._go(progress, ended)
-            await self._mark()
-            if self.state.action and self._at_end():
-                self.state = self.state.finish()
+        with announced(volume, progress, action, f'from byte {self.state.position} on') as ending:
+            try:
+                await self._go(progress, ended)
                 await self._mark()
-                progress.done = progress.total
-                volume.emit('RebuildFinished', volume.name, '', f'{action}, {self._found}')
-            elif not self.state.action:
-                volume.emit('RebuildFinished', volume.name, '', f'{action} interrupted, {self._found}')
-        except OSError:
-            self.state = self.state.give_up()
-            await self._save_if_possible()
-            raise
+                if self.state.action and self._at_end():
+                    self.state = self.state.finish()
+                    await self._mark()
+                    progress.done = progress.total
+                    ending.done = True
+                ending.result = self._found
+            except OSError:
+                self.state = self.state.give_up()
+                await self._save_if_possible()
+                raise
 
     @property
     def _found(self) -> str:
@@ -192,7 +191,7 @@ class Scrubber:
         before = self._amount(start, position)
         total = before + self._amount(position, size)
         now = trio.current_time()
-        return Progress(self.state.action, None, before, total, now, before, position, size)
+        return Progress(self.state.action, None, before, total, now, position, size)
 
     async def _go(self, progress: Progress, ended: Callable[[], bool]) -> None:
         marked_at, marked = trio.current_time(), progress.done
@@ -207,11 +206,11 @@ class Scrubber:
             windows, end = self._ahead(limit)
             await self._compare_all(windows, end)
             moved = sum(stop - start for start, stop in windows)
-            progress.done = min(progress.total, progress.done + moved)
+            now = trio.current_time()
+            progress.advance(moved, now)
             progress.position, progress.end = end, self._volume.record.size
             for step in progress.steps():
                 self._volume.emit(f'Rebuild{step}', self._volume.name)
-            now = trio.current_time()
             if self._is_due(now - marked_at, progress.done - marked):
                 await self._mark()
                 marked_at, marked = now, progress.done

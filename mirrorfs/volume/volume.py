@@ -34,7 +34,7 @@ from mirrorfs.mirror.comparing import UNIT
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
-from mirrorfs.model import VolumeRecord
+from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
@@ -137,10 +137,11 @@ class Volume:
             self.log.update_chunks(self.log.where(MODIFIED), clear=MODIFIED)
             await self.keeper.commit()
 
-    def leg_expelled(self, slot: int, path: str, reason: str) -> None:
+    def leg_expelled(self, slot: int, path: str, reason: str, was: LegState) -> None:
         self.unblock(slot)
-        self.emit('Fail', self.name, path, f'slot {self.record.place(slot)}: {reason}')
-        if self.record.degraded:
+        word = 'FailSpare' if was is LegState.SPARE else 'Fail'
+        self.emit(word, self.name, path, f'slot {self.record.place(slot)}: {reason}')
+        if self.record.degraded and was is LegState.IN_SYNC:
             self.emit('DegradedArray', self.name)
 
     def leg_replaced(self, old: str, new: str) -> None:

@@ -1,16 +1,18 @@
 """Legs that vanish under us, and legs that come back.
 
 A leg whose file was removed, replaced, cut short or unplugged fails within seconds, though nothing may be
-written meanwhile; the last one in sync stays, with a critical event.  A leg that is away is looked for at its
-path, and taken back if the volume's policy and its own superblock allow it; each time that something else is
-found there, once.
+written meanwhile; the last one in sync stays, with a critical event.  A log outside the legs is given up
+likewise, and followed where somebody has renamed it.  A leg that is away is looked for at its path, and taken
+back if the volume's policy and its own superblock allow it; each time that something else is found there,
+once.
 """
 
 import trio
 
 from mirrorfs.errors import Refused
-from mirrorfs.leg.base import Opener
+from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.mirror import membership
+from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import LegState, ReturnPolicy
 from mirrorfs.volume.admin import Admin
@@ -20,8 +22,19 @@ PATIENCE = 1.0
 """Seconds that a path has to answer; one that does not is looked at again next time."""
 
 
+async def _departed(leg: Leg, needed: int) -> str:
+    """As `Leg.departed`; one that does not answer in time has not."""
+    why = ''
+    with trio.move_on_after(PATIENCE):
+        try:
+            why = await leg.departed(needed)
+        except OSError as error:
+            why = f'does not say what it is: {error.strerror or error}'
+    return why
+
+
 class Watcher:
-    """Watches the legs of one volume."""
+    """Watches the legs of one volume, and its log if that is outside them."""
 
     def __init__(self, volume: Volume, admin: Admin, opener: Opener, interval: float) -> None:
         self._volume = volume
@@ -47,6 +60,8 @@ class Watcher:
             return
         for member in self._volume.members:
             await self._look_at(member)
+        if self._volume.keeper.outside:
+            await self._look_at_log(self._volume.keeper.outside)
         for slot in self._away():
             await self._look_for(slot)
 
@@ -54,13 +69,7 @@ class Watcher:
 
     async def _look_at(self, member: Member) -> None:
         volume, keeper = self._volume, self._volume.keeper
-        needed = member.layout.data_offset + volume.record.size
-        why = ''
-        with trio.move_on_after(PATIENCE):
-            try:
-                why = await member.leg.departed(needed)
-            except OSError as error:
-                why = f'does not say what it is: {error.strerror or error}'
+        why = await _departed(member.leg, member.layout.data_offset + volume.record.size)
         if keeper.members.get(member.slot) is not member:
             return
         if not why:
@@ -84,6 +93,25 @@ class Watcher:
             keeper.record = keeper.record.with_slot(member.slot, slot.but(path=member.leg.path))
             await keeper.commit()
             self._volume.emit('LegMoved', self._volume.name, member.leg.path, f'from {slot.path}')
+
+    # The log outside them
+
+    async def _look_at_log(self, file: LogFile) -> None:
+        """Give up a log that is not there any more, before a start does not find it."""
+        volume, keeper = self._volume, self._volume.keeper
+        why = await _departed(file.leg, file.layout.size)
+        if keeper.outside is not file or keeper.record.log_id != file.identity:  # it is being moved
+            return
+        if why:
+            await keeper.open_session()
+            if keeper.outside is file:
+                keeper.lose_log(file, why)
+                await keeper.settle()
+        elif file.leg.path != keeper.record.log_path:
+            old, path = keeper.record.log_path, file.leg.path
+            keeper.record = keeper.record.but(log_path=path)
+            await keeper.commit()
+            volume.emit('LogMoved', volume.name, path, f'from {old}')
 
     # Those that are away
 
