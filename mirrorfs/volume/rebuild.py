@@ -280,6 +280,7 @@ class Rebuilder:
                     marks.begin(functools.partial(mark, pieces[steps.settled - 1][1] + 1))
                     marked, marked_at = progress.done, now
                 await self.pacer.pace(moved, lambda: self._interrupted)
+        self._advance(progress, pieces, steps.settled, chunk)
         if error := steps.error or marks.error:
             raise error
         if steps.settled < len(pieces):
