@@ -11,6 +11,8 @@ import click
 
 from mirrorfs.cli.common import POOL, Mounted, Target, find
 from mirrorfs.cli.progress import Meter
+from mirrorfs.cli.spare import lines as spare_lines
+from mirrorfs.cli.spare import shared_spares
 from mirrorfs.definitions import status_of_records
 from mirrorfs.errors import Refused
 from mirrorfs.units import format_duration, format_size
@@ -65,6 +67,10 @@ def status(pool: str, name: str | None, as_json: bool) -> None:
         click.echo()
         for line in _lines(volume, str(target.directory.path)):
             click.echo(line)
+    if name is None and (spares := shared_spares(target)):
+        click.echo('\nshared spares:')
+        for line in spare_lines(spares):
+            click.echo(f'  {line}')
 
 
 def _lines(volume: dict[str, Any], pool: str) -> list[str]:
