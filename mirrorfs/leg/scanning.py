@@ -69,7 +69,7 @@ def _files(folder: str, depth: int) -> Iterator[str]:
 
 
 def _look(path: str, found: dict[tuple[int, int], Seen | Spotted], *, named: bool) -> None:
-    """Add the leg, or spare, at a path, if it is one.  Raises Refused(EINVAL), OSError for one that was named."""
+    """Add the leg or spare at a path, if it is one.  Raises Refused(EINVAL), OSError for what was named."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
