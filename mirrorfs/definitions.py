@@ -221,6 +221,11 @@ class PoolDirectory:
         """Make the list of shared spares durable, whole or not at all.  Raises OSError."""
         await self._files.run(self._replace, self.path / _SPARES, text)
 
+    async def settle(self) -> None:
+        """Have durable what is seen: a daemon that was killed may have renamed files, and no more."""
+        for directory in (self._volumes, self.path):
+            await self._files.run(self._files.sync_directory, directory)
+
     def delete(self, name: str) -> None:
         """Forget a volume: its definition first, then what is of no use without it."""
         self._files.unlink(self._volumes / f'{name}.json')

@@ -101,6 +101,8 @@ class SharedSpares:
         """
         try:
             self._list = sparelist.decode(await self._directory.load_spares())
+            if any(listed.claim for listed in self._list.spares):
+                await self._directory.settle()
         except (BadMetadata, OSError) as error:
             self._damaged = str(error)
             self._emit('Critical', '', '', f'shared spares are not used: {error}')
