@@ -25,7 +25,7 @@ from mirrorfs.metadata import wibm
 from mirrorfs.mirror import sparelist
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.sparelist import Claim, Fate, ListedSpare, SpareList, fate
-from mirrorfs.model import NO_UUID, VolumeRecord
+from mirrorfs.model import NO_UUID, LegState, VolumeRecord
 from mirrorfs.volume.claiming import Claimed
 from mirrorfs.volume.lifecycle import Settings
 from mirrorfs.volume.volume import Emit
@@ -192,8 +192,7 @@ class SharedSpares:
         for record in self._records():
             for number, slot in enumerate(record.slots):
                 if slot.path == path:
-                    what = f'leg {record.place(number)} of {record.name}'
-                    raise Refused(errno.EBUSY, f'{path} is {what}; remove that first')
+                    _refuse_slot(record, number, path)
             if record.log_path == path:
                 raise Refused(errno.EBUSY, f'{path} is the log of {record.name}')
 
@@ -226,8 +225,7 @@ class SharedSpares:
             return
         for record in self._records():
             if (number := record.slot_of(sup.leg)) is not None:
-                what = f'leg {record.place(number)} of {record.name}'
-                raise Refused(errno.EBUSY, f'{leg.path} is {what}; remove that first')
+                _refuse_slot(record, number, leg.path)
 
     async def remove(self, word: str) -> None:
         """Take a spare, named by its path or UUID, from the list; then it is nobody's.
@@ -302,7 +300,8 @@ class SharedSpares:
         async with self._turn:
             spare = self._find(claimed)
             claim = spare.listed.claim
-            claimed.leg.close()
+            for leg in filter(None, (claimed.leg, spare.leg)):
+                leg.close()
             spare.leg, spare.taken, spare.faulty, spare.why = None, False, True, why
             self._emit('FailSpare', claim.name if claim else '', spare.path, why)
             await self._list_as(spare, None)
@@ -428,6 +427,13 @@ class SharedSpares:
             yield
         if scope.cancelled_caught:
             raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {patience:g} s')
+
+
+def _refuse_slot(record: VolumeRecord, number: int, path: str) -> None:
+    """Raise Refused(EBUSY) for the leg of a slot, unless that was removed."""
+    if record.slots[number].state is not LegState.REMOVED:
+        what = f'leg {record.place(number)} of {record.name}'
+        raise Refused(errno.EBUSY, f'{path} is {what}; remove that first')
 
 
 async def _wipe(leg: Leg) -> None:

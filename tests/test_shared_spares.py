@@ -299,12 +299,19 @@ def test_what_is_no_spare_is_refused(volume: Volume) -> None:
     volume.write('fail', '0')
     whole(volume, volume.legs[1], spare)
     assert error_of(pool, f'add {volume.legs[0]} force') == errno.EBUSY  # it failed, and is a leg still
-    volume.write('remove', '0')
     os.link(volume.legs[0], pool.legs / 'another')
     assert error_of(pool, f'add {pool.legs}/another force') == errno.EBUSY
+    volume.write('remove', '0')
+    assert error_of(pool, f'add {volume.legs[0]}') == errno.EEXIST
     assert error_of(pool, f'remove {spare}') == errno.ENOENT
     pool.write('spares', f'add {pool_of_others} force')
-    assert shared(pool) == {'theirs': 'spare'}
+    pool.write('spares', f'add {volume.legs[0]} force')
+    assert shared(pool) == {'theirs': 'spare', 'disk.0': 'spare'}
+    volume.write('fail', '1')
+    wait_for(lambda: len(shared(pool)) == 1 and volume.read('degraded') == '0\n', 'whole again')
+    legs = [path for path in (spare, pool_of_others, volume.legs[0]) if str(path) in in_sync(volume)]
+    assert len(legs) == 2
+    assert_equal(volume, *legs)
 
 
 def test_a_spare_that_is_removed_is_nobodys(volume: Volume) -> None:

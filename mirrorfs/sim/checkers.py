@@ -83,7 +83,7 @@ class Checkers:
         if call.kind == 'write' and call.disk in free:
             raise Violation('spares', f'a write to {call.disk}, a shared spare that nobody has claimed')
         for slot in self._world.pool.slots:
-            if slot.path.rsplit('/', 1)[-1] in free:
+            if slot.state is not LegState.REMOVED and slot.path.rsplit('/', 1)[-1] in free:
                 raise Violation('spares', f'{slot.path} is a leg, and listed as a spare that nobody has')
 
     def missing(self, name: str, why: str) -> None:

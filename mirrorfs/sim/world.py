@@ -320,7 +320,8 @@ class World:
         """The disk answers again; calls that were abandoned meanwhile take effect now."""
         if disk in self.hung:
             self.hung.pop(disk).set()
-        self.disks[disk].release()
+        if disk in self.disks:  # one that was made for an add that was refused is gone again
+            self.disks[disk].release()
 
     async def _release_later(self, disk: str, seconds: float) -> None:
         await trio.sleep(seconds)
