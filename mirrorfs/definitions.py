@@ -5,6 +5,7 @@ On disk a pool is a directory::
     mirrorfs.json         says that this is a pool, and of which format
     volumes/NAME.json     one definition a volume: `VolumeRecord` in JSON, replaced atomically
     volumes/NAME.scrub    how far its scrub is and what that found: `Scrub` in JSON, likewise
+    spares.json           the spares that volumes share (`mirrorfs.mirror.sparelist`), once there were any
     lock                  held by the daemon that serves the pool (flock)
 
 The definitions are the witness of `mirrorfs.mirror.assembly`: each is written to a temporary file, synced,
@@ -28,6 +29,7 @@ from mirrorfs.volume.creation import check_name
 
 FORMAT = 1
 _MARK = 'mirrorfs.json'
+_SPARES = 'spares.json'
 _NUMBERS = ['size', 'chunk_size', 'raid_disks', 'events', 'created_us', 'time_base_ms', 'mode', 'uid', 'gid']
 _SETTINGS = ['backlog', 'quorum', 'spare_delay_ms', 'max_read_errors', 'speed_min', 'speed_max']
 _FLAGS = ['full', 'write_mostly', 'failfast', 'want_replacement', 'behind']
@@ -207,6 +209,24 @@ class PoolDirectory:
 
     async def save_scrub(self, name: str, text: str) -> None:
         await self._files.run(self._replace, self._volumes / f'{name}.scrub', text)
+
+    def load_spares_now(self) -> str:
+        """Return the text that lists the shared spares; empty where there never were any.  Raises OSError."""
+        file = self.path / _SPARES
+        return self._files.read(file).decode(errors='replace') if self._files.is_file(file) else ''
+
+    async def load_spares(self) -> str:
+        """As `load_spares_now`, without blocking."""
+        return await self._files.run(self.load_spares_now)
+
+    async def save_spares(self, text: str) -> None:
+        """Make the list of shared spares durable, whole or not at all.  Raises OSError."""
+        await self._files.run(self._replace, self.path / _SPARES, text)
+
+    async def settle(self) -> None:
+        """Have durable what is seen: a daemon that was killed may have renamed files, and no more."""
+        for directory in (self._volumes, self.path):
+            await self._files.run(self._files.sync_directory, directory)
 
     def delete(self, name: str) -> None:
         """Forget a volume: its definition first, then what is of no use without it."""

@@ -23,6 +23,7 @@ _LEVELS = {
     'DegradedArray': logging.WARNING,
     'LegAbsent': logging.WARNING,
     'QuorumLost': logging.ERROR,
+    'SparesMissing': logging.WARNING,
     'StaleLeg': logging.WARNING,
     'ReadError': logging.WARNING,
     'RebuildFinished': logging.WARNING,

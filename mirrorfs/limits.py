@@ -53,6 +53,8 @@ MARK_INTERVAL = 2.0
 
 SPARE_DELAY = 30.0
 SPARE_DELAY_MAX = 86400.0
+SHARED_SPARES_MAX = 64
+"""Spares that a pool's volumes share."""
 BACKLOG_MAX = 16383
 """Writes that a write-mostly leg may be behind; md's bound."""
 BACKLOG_BYTES_MAX = 64 << 20

@@ -6,7 +6,7 @@ Their definitions on disk are in `mirrorfs.definitions`.
 import errno
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -24,6 +24,7 @@ from mirrorfs.model import (
     ReturnPolicy,
     VolumeRecord,
 )
+from mirrorfs.sharing import SharedSpares
 from mirrorfs.volume.admin import Admin
 from mirrorfs.volume.creation import Request, check_name, create
 from mirrorfs.volume.lifecycle import Found, Settings, Started, start
@@ -82,6 +83,7 @@ class Pool:
         self.on_stop: Callable[[Entry], None] = lambda entry: None
         self.on_destroy: Callable[[str], None] = lambda name: None
         """Called when a volume is gone for good."""
+        self.spares = SharedSpares(directory, opener, events.emit, settings, self._records)
         self._opener = opener
         self._nursery: trio.Nursery | None = None
         self._turn = trio.Lock()
@@ -94,6 +96,7 @@ class Pool:
         unknown = [name for name in force if name not in records]
         if unknown:
             raise Refused(errno.ENOENT, f'no volume {unknown[0]} in {self.directory.path}')
+        await self.spares.start(records.values(), all_known=not damaged)
         for name, complaint in damaged.items():
             self.entries[name] = Entry(None, name, refusal=complaint)
             self.events.emit('Refused', name, '', complaint)
@@ -115,7 +118,12 @@ class Pool:
             except Exception:
                 log.critical('%s could not be stopped', entry.name, exc_info=True)
                 clean = False
+        self.spares.close()
         return clean
+
+    def _records(self) -> Iterator[VolumeRecord]:
+        """Yield the records of all volumes, started or not."""
+        return (entry.record for entry in self.entries.values() if entry.record)
 
     async def _start(self, entry: Entry, force: bool = False, keep: str = '') -> Refused | OSError | None:
         """Find the legs, decide, run.  What goes wrong becomes the entry's refusal, and is returned."""
@@ -149,7 +157,7 @@ class Pool:
             if not started.keeps(slot):
                 leg.leg.close()
         await started.rebuilder.scrub.load(self.directory)
-        entry.admin = Admin(started, self._opener)
+        entry.admin = Admin(started, self._opener, self.spares)
         entry.refusal, entry.split = '', None
         self.on_start(entry)
         try:
@@ -371,6 +379,8 @@ class Pool:
             await self._stop(entry)
             await self.directory.forget(name)
             del self.entries[name]
+            if entry.record:
+                await self.spares.release(entry.record.uuid)
             self.on_destroy(name)
             self.events.emit('DeviceDisappeared', name, '', 'destroyed')
 

@@ -65,7 +65,10 @@ def error_of(operation: Callable[[], object]) -> int:
 # What is there
 
 LATER = pytest.mark.xfail(reason='comes with a later version', strict=True)
-POOL_FILES = ['mdstat', 'status.json', 'events', 'create', 'destroy', pytest.param('metrics', marks=LATER)]
+POOL_FILES = [
+    *('mdstat', 'status.json', 'events', 'create', 'destroy', 'spares'),
+    pytest.param('metrics', marks=LATER),
+]
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
     *('replace', 'spare_delay', 're_add_policy', 'quorum', 'quorum_policy', 'resolve', 'split', 'merge'),
@@ -307,6 +310,17 @@ REFUSALS: list[tuple[str, str | bytes, tuple[int, ...]]] = [
     ('create', 'new 64T L chunk=64K', (errno.EINVAL,)),
     ('destroy', 'nothing', (errno.ENOENT,)),
     ('destroy', 'V V', (errno.EINVAL,)),
+    ('spares', 'add', (errno.EINVAL,)),
+    ('spares', 'give L', (errno.EINVAL,)),
+    ('spares', 'add relative', (errno.EINVAL,)),
+    ('spares', 'add L', (errno.ENOENT,)),
+    ('spares', 'add L 1M 2M', (errno.EINVAL,)),
+    ('spares', 'add L 1K', (errno.ENOSPC,)),
+    ('spares', 'add L huge', (errno.EINVAL,)),
+    ('spares', 'add /dev/null', (errno.EINVAL,)),
+    ('spares', 'add USED force', (errno.EBUSY,)),
+    ('spares', 'remove', (errno.EINVAL,)),
+    ('spares', 'remove L', (errno.ENOENT,)),
 ]
 
 

@@ -13,6 +13,7 @@ from plants_pool import FOUND_POOL, POOL
 from plants_reads import FOUND_READS, READS
 from plants_scrub import HUNTS as SCRUB_HUNTS
 from plants_scrub import SCRUB
+from plants_sharing import SHARING, SHARING_FOUND
 from plants_split import SPLIT, SPLIT_FOUND
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
@@ -27,8 +28,9 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT]
-HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS, **SPLIT_FOUND}
+ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING]
+HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS}
+HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)

@@ -5,7 +5,7 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import assemble, create, examine, legs, log, mount, scrub, settings, status
+from mirrorfs.cli import assemble, create, examine, legs, log, mount, scrub, settings, spare, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -45,6 +45,7 @@ for command in (
     scrub.check,
     scrub.repair,
     log.log,
+    spare.spare,
     settings.set_,
     examine.examine,
     assemble.assemble,

@@ -90,7 +90,11 @@ def plan(
 ) -> list[Outcome]:
     """Decide what becomes of every volume whose legs are found.  Raises Refused where there is none."""
     claims: dict[UUID, list[Claim]] = defaultdict(list)
-    for seen in scan(paths, recursive=recursive):
+    legs, spares = scan(paths, recursive=recursive)
+    for spare in spares:
+        what = f'a shared spare of pool {spare.mark.pool}, no leg of a volume'
+        click.echo(f'mirrorfs: {spare.path} is {what}', err=True)
+    for seen in legs:
         sup = seen.sup
         claims[sup.record.uuid].append(Claim(seen.path, sup.slot, sup.leg, sup.record))
     if not claims:

@@ -10,8 +10,8 @@ from mirrorfs.cli.common import EXIT_REFUSED
 from mirrorfs.errors import BadMetadata
 from mirrorfs.fs.mdstat import bitmap_word
 from mirrorfs.intent.states import DIRTY, WORDS
-from mirrorfs.leg.opening import read_log_header, read_super
-from mirrorfs.metadata import badlist, logfile, wibm
+from mirrorfs.leg.opening import read_log_header, read_mark, read_super
+from mirrorfs.metadata import badlist, logfile, spare, wibm
 from mirrorfs.model import LegState
 from mirrorfs.units import format_size, format_time
 
@@ -20,7 +20,7 @@ from mirrorfs.units import format_size, format_time
 @click.argument('legs', nargs=-1, required=True, metavar='LEG…', type=click.Path())
 @click.option('--json', 'as_json', is_flag=True, help='for programs')
 def examine(legs: tuple[str, ...], as_json: bool) -> int:
-    """Show what each LEG, or log file, says of itself and its volume."""
+    """Show what each LEG, log file or shared spare says of itself."""
     answers = [read_facts(path) for path in legs]
     if as_json:
         click.echo(json.dumps(answers, indent=1))
@@ -39,7 +39,7 @@ def read_facts(path: str) -> dict[str, Any]:
         try:
             sup, copy = read_super(fd)
         except BadMetadata as no_leg:
-            return {'path': path} | _log_facts(fd, no_leg)
+            return {'path': path} | (_spare_facts(fd) or _log_facts(fd, no_leg))
         return {'path': path} | _facts(fd, sup, copy)
     except BadMetadata as bad:
         return {'path': path, 'error': str(bad)}
@@ -119,6 +119,21 @@ def _bad_words(ranges: list[list[int]] | None) -> str:
     return f'{sum(length for _, length in ranges)} sectors in {len(ranges)} entries' if ranges else 'none'
 
 
+def _spare_facts(fd: int) -> dict[str, Any]:
+    """Return the facts of a shared spare; nothing for what is none."""
+    try:
+        mark = read_mark(fd)
+    except BadMetadata:
+        return {}
+    return {
+        'format': 'wibm-spare',
+        'version': spare.VERSION,
+        'pool_uuid': str(mark.pool),
+        'spare_uuid': str(mark.spare),
+        'leg_size': os.lseek(fd, 0, os.SEEK_END),
+    }
+
+
 def _log_facts(fd: int, no_leg: BadMetadata) -> dict[str, Any]:
     """Return the facts of a log file.  Raises `no_leg` if it is none of ours."""
     try:
@@ -157,6 +172,8 @@ def _page(facts: dict[str, Any]) -> list[str]:
         return [f'{facts["path"]}: {facts["error"]}']
     if facts['format'] == 'wibm-log':
         return _log_page(facts)
+    if facts['format'] == 'wibm-spare':
+        return _spare_page(facts)
     chunks, log = facts['chunks'], facts['log']
     dirty = chunks[WORDS[DIRTY]] * facts['chunk_size']
     rows = [
@@ -197,6 +214,17 @@ def _log_page(facts: dict[str, Any]) -> list[str]:
         ('Chunks', f'{chunks["total"]} (room for {chunks["max"]})'),
         ('Dirty', f'{chunks["dirty"]} chunks, {format_size(dirty)} at most to resync'),
         ('Modified', f'{chunks["modified"]} chunks'),
+    ]
+    return _table(facts['path'], rows)
+
+
+def _spare_page(facts: dict[str, Any]) -> list[str]:
+    """Return a shared spare's facts for people."""
+    rows = [
+        ('Format', f'mark of a shared spare, version {facts["version"]}'),
+        ('Pool', facts['pool_uuid']),
+        ('Spare', facts['spare_uuid']),
+        ('Size', f'{facts["leg_size"]} ({format_size(facts["leg_size"])})'),
     ]
     return _table(facts['path'], rows)
 

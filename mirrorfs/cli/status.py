@@ -11,8 +11,10 @@ import click
 
 from mirrorfs.cli.common import POOL, Mounted, Target, find
 from mirrorfs.cli.progress import Meter, bar, pace
+from mirrorfs.cli.spare import lines as spare_lines
+from mirrorfs.cli.spare import shared_spares
 from mirrorfs.definitions import status_of_records
-from mirrorfs.errors import Refused
+from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.units import format_size
 
 JSON = click.option('--json', 'as_json', is_flag=True, help='for programs')
@@ -65,6 +67,17 @@ def status(pool: str, name: str | None, as_json: bool) -> None:
         click.echo()
         for line in _lines(volume, str(target.directory.path)):
             click.echo(line)
+    if name is None:
+        for line in _spare_lines(target):
+            click.echo(line)
+
+
+def _spare_lines(target: Target) -> list[str]:
+    try:
+        spares = shared_spares(target)
+    except BadMetadata as bad:
+        return ['', f'shared spares: {bad}']
+    return ['', 'shared spares:', *(f'  {line}' for line in spare_lines(spares))] if spares else []
 
 
 def _lines(volume: dict[str, Any], pool: str) -> list[str]:

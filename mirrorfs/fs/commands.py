@@ -57,7 +57,7 @@ def _absolute(path: str) -> str:
 
 
 async def _outside_the_mount(place: Place, path: str) -> str:
-    """Return a path for a log, which no volume of this mount may hold: it would wait for itself."""
+    """Return a path for something that no volume of this mount may hold: it would wait for itself."""
     patience = place.pool.settings.leg_timeout
     real = ''
     with trio.move_on_after(patience):
@@ -82,6 +82,21 @@ async def add(place: Place, words: list[str]) -> None:
     if unknown:
         raise Refused(errno.EINVAL, f'{" ".join(sorted(unknown))}: not a flag of add')
     await place.volume.require()[1].add(_absolute(path), **{known[flag]: True for flag in flags})
+
+
+async def shared_spares(place: Place, words: list[str]) -> None:
+    """add PATH [SIZE] [force], or remove PATH|UUID; with SIZE a file is made"""
+    verb, *rest = words
+    if verb == 'remove':
+        await place.pool.spares.remove(_one(rest, 'PATH or UUID'))
+        return
+    path, *more = rest or ['']
+    sizes = [word for word in more if word != 'force']
+    if verb != 'add' or not path or len(sizes) > 1:
+        raise Refused(errno.EINVAL, 'wanted is add PATH [SIZE] [force], or remove PATH')
+    size = parse_size(sizes[0]) if sizes else 0
+    path = await _outside_the_mount(place, path)
+    await place.pool.spares.add(path, size=size, force='force' in more)
 
 
 async def replace(place: Place, words: list[str]) -> None:

@@ -56,6 +56,7 @@ POOL_FILES: dict[str, ControlFile] = {
     'events': ControlFile(lambda place: ''),  # a stream: served by the handlers from `EventLog`
     'create': ControlFile(act=commands.create),
     'destroy': ControlFile(act=commands.destroy),
+    'spares': ControlFile(facts.shared_spares, commands.shared_spares),
 }
 
 VOLUME_FILES: dict[str, ControlFile] = {

@@ -145,3 +145,9 @@ def sides(place: Place) -> str:
     """The histories to choose from, a line each."""
     split = place.volume.split
     return ''.join(f'{line}\n' for line in split.lines()) if split else 'none\n'
+
+
+def shared_spares(place: Place) -> str:
+    """The spares that volumes share, a line each: path, UUID, size in bytes, state."""
+    spares = place.pool.spares.spares
+    return ''.join(f'{spare.path} {spare.listed.uuid} {spare.size} {spare.state}\n' for spare in spares)

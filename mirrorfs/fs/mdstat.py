@@ -13,6 +13,7 @@ from mirrorfs.metadata.wibm import pages_for
 from mirrorfs.mirror.comparing import UNIT_SECTORS, Mismatch, with_names
 from mirrorfs.model import LegState, Slot, VolumeRecord, WriterPolicy
 from mirrorfs.pool import Entry, Pool
+from mirrorfs.sharing import SharedSpare
 from mirrorfs.volume.logplace import place_of
 from mirrorfs.volume.passes import Progress
 from mirrorfs.volume.splitting import SUFFIX
@@ -103,10 +104,23 @@ def status(pool: Pool, mountpoint: str) -> str:
             'pid': os.getpid(),
             'pool': str(pool.directory.path),
             'mountpoint': mountpoint,
+            'spares': [_spare(spare) for spare in pool.spares.spares],
             'volumes': [volume_status(entry) for entry in pool.entries.values()],
         },
         indent=1,
     )
+
+
+def _spare(spare: SharedSpare) -> dict[str, Any]:
+    claim = spare.listed.claim
+    return {
+        'path': spare.path,
+        'uuid': str(spare.listed.uuid),
+        'size': spare.size,
+        'state': spare.state,
+        'why': spare.why,
+        'volume': claim.name if claim else None,
+    }
 
 
 def volume_status(entry: Entry) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.leg.base import Leg
 from mirrorfs.leg.file import FileLeg, closing
-from mirrorfs.metadata import logfile, wibm
+from mirrorfs.metadata import logfile, spare, wibm
 
 
 def open_leg(path: str, *, create_size: int = 0) -> tuple[FileLeg, bool]:
@@ -165,6 +165,11 @@ def read_log_header(fd: int) -> logfile.LogHeader:
     return logfile.newest_header(first, second)[0]
 
 
+def read_mark(fd: int) -> spare.SpareMark:
+    """Return the mark that makes a file or device a shared spare.  Raises BadMetadata, OSError."""
+    return spare.decode_mark(os.pread(fd, limits.PAGE, spare.OFFSET))
+
+
 def require_blank(leg: FileLeg) -> None:
     """Raise Refused(EEXIST) if the leg bears anyone's signature: ours, a filesystem, partitions, LUKS, md."""
     try:
@@ -180,6 +185,13 @@ def require_blank(leg: FileLeg) -> None:
         pass
     else:
         what = f'the log of mirrorfs volume {header.name} ({header.volume})'
+        raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
+    try:
+        mark = read_mark(leg.fd)
+    except BadMetadata:
+        pass
+    else:
+        what = f'shared spare {mark.spare} of mirrorfs pool {mark.pool}'
         raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
     if leg.size and (found := signature(leg.path)):
         raise Refused(errno.EEXIST, f'{leg.path} has a {found} signature; use --force to overwrite it')

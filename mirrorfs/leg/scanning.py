@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
-from mirrorfs.leg.opening import read_super
+from mirrorfs.leg.opening import read_mark, read_super
 from mirrorfs.metadata import wibm
+from mirrorfs.metadata.spare import SpareMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +21,22 @@ class Seen:
     sup: wibm.LegSuper
 
 
-def scan(paths: Sequence[str], *, recursive: bool = False) -> list[Seen]:
-    """Return the legs among files and block devices, and among those in folders; each once.
+@dataclass(frozen=True, slots=True)
+class Spotted:
+    """A shared spare, which is no volume's leg, and where it was seen."""
+
+    path: str
+    mark: SpareMark
+
+
+def scan(paths: Sequence[str], *, recursive: bool = False) -> tuple[list[Seen], list[Spotted]]:
+    """Return the legs, and the shared spares, among files and block devices and those in folders; each once.
 
     Folders are searched one level deep, or with `recursive` SCAN_DEPTH levels; symbolic links in them are
     not followed.  Legs are opened to be read only.  Raises Refused: ENOENT, EINVAL for a path that was named
     and is no leg, E2BIG where there is too much to look at.
     """
-    found: dict[tuple[int, int], Seen] = {}
+    found: dict[tuple[int, int], Seen | Spotted] = {}
     for path in map(os.path.abspath, paths):
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
@@ -40,7 +49,9 @@ def scan(paths: Sequence[str], *, recursive: bool = False) -> list[Seen]:
                 _look(candidate, found, named=not is_folder)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f'{path}: {error.strerror}') from None
-    return sorted(found.values(), key=lambda seen: (seen.sup.record.name, seen.sup.slot))
+    legs = [seen for seen in found.values() if isinstance(seen, Seen)]
+    spares = [seen for seen in found.values() if isinstance(seen, Spotted)]
+    return sorted(legs, key=lambda seen: (seen.sup.record.name, seen.sup.slot)), spares
 
 
 def _files(folder: str, depth: int) -> Iterator[str]:
@@ -57,8 +68,8 @@ def _files(folder: str, depth: int) -> Iterator[str]:
                 continue
 
 
-def _look(path: str, found: dict[tuple[int, int], Seen], *, named: bool) -> None:
-    """Add the leg at a path, if it is one.  Raises Refused(EINVAL), OSError for one that was named."""
+def _look(path: str, found: dict[tuple[int, int], Seen | Spotted], *, named: bool) -> None:
+    """Add the leg or spare at a path, if it is one.  Raises Refused(EINVAL), OSError for what was named."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -66,8 +77,7 @@ def _look(path: str, found: dict[tuple[int, int], Seen], *, named: bool) -> None
             if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
                 raise BadMetadata('neither a regular file nor a block device')
             identity = (-1, info.st_rdev) if stat.S_ISBLK(info.st_mode) else (info.st_dev, info.st_ino)
-            sup, _ = read_super(fd)
-            found.setdefault(identity, Seen(path, sup))
+            found.setdefault(identity, _read(path, fd))
         finally:
             os.close(fd)
     except BadMetadata as bad:
@@ -76,3 +86,14 @@ def _look(path: str, found: dict[tuple[int, int], Seen], *, named: bool) -> None
     except OSError:
         if named:
             raise
+
+
+def _read(path: str, fd: int) -> Seen | Spotted:
+    """Return what a file or device is.  Raises BadMetadata, OSError."""
+    try:
+        return Seen(path, read_super(fd)[0])
+    except BadMetadata as no_leg:
+        try:
+            return Spotted(path, read_mark(fd))
+        except BadMetadata:
+            raise no_leg from None

@@ -28,14 +28,17 @@ async def format_leg(
     record: VolumeRecord,
     serial: int,
     known: Member | None = None,
+    idle_page: bytes = bytes(limits.PAGE),
 ) -> Member:
     """Write all metadata of a leg that joins, superblock last; return it as a member.  Raises OSError.
+
+    `idle_page` is what its first page is to hold: the mark of a shared spare stays until the volume has it.
 
     The leg's old log, if any, must not win over the volume's: both copies of every page are written.  A leg
     that comes back, `known` with its bad-block list, keeps that: what it lacks it still lacks.
     """
     member = known or Member(slot, leg, identity, layout, log.pages)
-    await leg.write(0, bytes(limits.PAGE))
+    await leg.write(0, idle_page)
     if layout.bad_blocks_offset(0) is not None:
         await member.store_bad(record.uuid)
     await member.store_log_anew(log.whole())

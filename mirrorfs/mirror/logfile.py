@@ -13,7 +13,7 @@ import trio
 from mirrorfs.errors import BadMetadata, LegError, Refused
 from mirrorfs.intent.log import Batch, IntentLog
 from mirrorfs.leg.base import Leg, Opener
-from mirrorfs.metadata import logfile, wibm
+from mirrorfs.metadata import logfile, spare, wibm
 from mirrorfs.mirror.pages import PageStore
 from mirrorfs.model import VolumeRecord
 
@@ -110,7 +110,7 @@ async def require_unused(leg: Leg) -> None:
     try:
         header, _ = logfile.newest_header(found[: wibm.PAGE], found[wibm.PAGE :])
     except BadMetadata:
-        what = 'is not empty'
+        what = 'is a shared spare' if found.startswith(spare.MAGIC) else 'is not empty'
     else:
         what = f'is the log of volume {header.name} ({header.volume})'
     raise Refused(errno.EEXIST, f'{leg.path} {what}; say force to overwrite it, or name another file')

@@ -18,6 +18,7 @@ import numpy as np
 from mirrorfs.errors import BadMetadata
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
 from mirrorfs.metadata import badlist, logfile, wibm
+from mirrorfs.metadata.spare import SpareMark, decode_mark
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.membership import Kinship, kinship
 from mirrorfs.model import LegState, VolumeRecord
@@ -57,6 +58,7 @@ class Checkers:
             raise Violation('strangers', f'a write to {call.disk}, which is not of this volume')
         if call.kind == 'write' and call.disk in world.settled:
             raise Violation('strangers', f'a write to {call.disk}, which grew apart and was given up')
+        self._shared(call)
         if not world.started or not hasattr(world.volume, 'keeper'):
             return
         self._alarm()
@@ -71,6 +73,34 @@ class Checkers:
             self._looked_at = now
             self._clean(disks + self._behind())
             self._missed(disks)
+
+    def _shared(self, call: Call) -> None:
+        """A shared spare is not written to while it is durably listed as free, and no leg then."""
+        free = {name for name, spare in self._world.shared.items() if spare.claim is None}
+        if not free:
+            return
+        self.made['spares'] += 1
+        if call.kind == 'write' and call.disk in free:
+            raise Violation('spares', f'a write to {call.disk}, a shared spare that nobody has claimed')
+        for slot in self._world.pool.slots:
+            if slot.state is not LegState.REMOVED and slot.path.rsplit('/', 1)[-1] in free:
+                raise Violation('spares', f'{slot.path} is a leg, and listed as a spare that nobody has')
+
+    def missing(self, name: str, why: str) -> None:
+        """A shared spare that is there, and nothing else, is found."""
+        world = self._world
+        excused = world.away | world.gone | world.foreign | world.tainted | world.unreadable
+        if not world.troubled and name not in excused and name in world.given:
+            raise Violation('spares', f'{name} is a shared spare, and is not found: {why}')
+
+    def kept(self) -> None:
+        """At a start: what was given to the pool as a spare is listed, or a leg."""
+        world = self._world
+        legs = {slot.path.rsplit('/', 1)[-1] for slot in world.pool_seen.slots}
+        listed = {spare.path.rsplit('/', 1)[-1] for spare in world.running_pool.spares.spares}
+        self.made['spares'] += len(world.given)
+        if lost := world.given - legs - listed:
+            raise Violation('spares', f'{", ".join(sorted(lost))}: given to the pool, and lost')
 
     def _alarm(self) -> None:
         """Scrubs give no false alarm, whatever goes on beside them."""
@@ -522,6 +552,14 @@ def read_metadata(volume: uuid.UUID, chunks: int, *pages: bytes) -> Said:
     """Return what two superblocks and two copies of the log's only page say."""
     sups = [sup for sup in map(decode_super, pages[:2]) if sup]
     return Said(sorted(sups, key=lambda sup: sup.serial), decode_log(volume, chunks, *pages[2:]))
+
+
+def mark_of(medium: Medium) -> SpareMark | None:
+    """Return the mark of a shared spare on a medium, None where there is none."""
+    try:
+        return decode_mark(medium.page(0))
+    except BadMetadata:
+        return None
 
 
 def log_header(medium: Medium) -> logfile.LogHeader | None:

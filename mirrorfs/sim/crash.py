@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from mirrorfs import definitions
 from mirrorfs.errors import BadMetadata
 from mirrorfs.limits import SECTOR
+from mirrorfs.mirror import sparelist
+from mirrorfs.mirror.sparelist import SpareList
 from mirrorfs.model import VolumeRecord
 from mirrorfs.sim.crashleg import Chooser, CrashDisk, Medium, Pending, keep_all, keep_none, keep_some
 from mirrorfs.sim.model import NEVER, Model
@@ -33,6 +35,7 @@ ALL_SUBSETS = 4
 
 
 DEFINITION = '/pool/volumes/v.json'
+SPARES = '/pool/spares.json'
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,15 @@ def decode_definition(text: bytes) -> VolumeRecord | None:
     """Return a volume's definition; None if it cannot be read."""
     try:
         return definitions.decode(text.decode())
+    except (BadMetadata, UnicodeDecodeError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def decode_spares(text: bytes) -> SpareList | None:
+    """Return the list of shared spares; None if it cannot be read."""
+    try:
+        return sparelist.decode(text.decode())
     except (BadMetadata, UnicodeDecodeError):
         return None
 
@@ -69,6 +81,7 @@ class Frozen:
     settled: set[str]
     resolved: bool
     point: 'Image | None'
+    given: set[str]
     marks: tuple[set[str], set[str], set[str], set[str]]
     _digests: dict[str, int] = field(default_factory=dict)
     _promises: dict[bool, list[frozenset[int]]] = field(default_factory=dict)
@@ -107,7 +120,7 @@ class Frozen:
         after.tainted, after.foreign, after.apart, after.unreadable = (set(mark) for mark in self.marks)
         after.rotten, after.rotted = set(before.rotten), set(self.rotted)
         after.rotten, after.settled, after.resolved = set(before.rotten), set(self.settled), self.resolved
-        after.saved = before.saved
+        after.saved, after.given = before.saved, set(self.given)
         after.acknowledged, after.written_apart = before.acknowledged, before.written_apart
         after.hosts_apart, after.other_model = before.hosts_apart, before.other_model
         after.remembered, after.at_rest = before.remembered, before.at_rest

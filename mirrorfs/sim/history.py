@@ -9,6 +9,7 @@ import ast
 import random
 from dataclasses import dataclass, field, replace
 
+from mirrorfs.limits import SPARE_DELAY
 from mirrorfs.metadata.wibm import PAGE_HEADER
 from mirrorfs.sim.faults import Fault, Key
 from mirrorfs.sim.resting import Operation
@@ -220,11 +221,11 @@ class Composer:
                 return (name, rng.randrange(self.legs), start, min(count, 3))
             case 'repair':
                 return (name, rng.choice((-1, self._disk())))
-            case 'fail' | 'remove' | 'split':
+            case 'fail' | 'remove' | 'split' | 'unshared':
                 return (name, self._disk())
             case 'readd':
                 return (name, rng.choice(('missing', self._disk())))
-            case 'add' | 'spare':
+            case 'add' | 'spare' | 'shared':
                 return (name, self._new_disk())
             case 'replace':
                 return (name, self._disk(), rng.choice((self._new_disk(), -1)))
@@ -244,7 +245,7 @@ class Composer:
             case 'log':
                 return (name, rng.choice(('none', 'internal', *LOGS, *LOGS)), rng.random() < 0.5)
             case 'sleep':
-                return (name, rng.choice((0.1, 1.0, 6.0, 12.0)))
+                return (name, rng.choice((0.1, 1.0, 6.0, 12.0, SPARE_DELAY + 5)))
             case 'hang' | 'release' | 'vanish' | 'appear':
                 if self.outside and rng.random() < 0.3:
                     return (name, LOGS[0])
@@ -286,7 +287,7 @@ class Composer:
             span = rng.choice((1, 2, 10))
             disks = [f'd{n}' for n in range(self.legs)]
             return tuple(((d, 'write', nth + n), Fault(code=ENOSPC)) for d in disks for n in range(span))
-        victim = f'd{rng.randrange(self.legs)}'
+        victim = f'd{rng.randrange(rng.choice((self.legs, self.disks)))}'
         if self.outside and rng.random() < 0.4:
             victim = f'd{LOGS[0]}'
         return tuple(self._fault(victim) for _ in range(rng.choice((1, 1, 2))))
@@ -312,6 +313,7 @@ _RESTING = {
     'save': 4,
     'old': 3,
     'foreign': 1,
+    'stranger': 1,
     'shrink': 1,
     'corrupt': 4,
     'force': 1,
@@ -332,6 +334,8 @@ _RUNNING = {
     'remove': 2,
     'add': 2,
     'spare': 2,
+    'shared': 3,
+    'unshared': 1,
     'replace': 3,
     'split': 3,
     'look': 1,

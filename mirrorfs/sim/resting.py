@@ -21,6 +21,7 @@ from mirrorfs.sim.checkers import (
     decode_super,
     is_list,
     log_header,
+    mark_of,
     newest_on,
 )
 from mirrorfs.sim.crashleg import CrashDisk, keep_all
@@ -94,7 +95,7 @@ def _save(world: World, number: int) -> None:
 def _old(world: World, number: int) -> None:
     """Somebody puts the copy that was saved in the place of a disk."""
     name = f'd{number}'
-    if name in world.saved and not _undetectable(world, name):
+    if name in world.saved and name not in world.shared and not _undetectable(world, name):
         before, world.disks[name] = world.disks[name], world.saved[name].cut(keep_all)
         if before.digest() != world.disks[name].digest():
             world.tainted.add(name)
@@ -119,6 +120,15 @@ def _foreign(world: World, number: int) -> None:
     disk.flush(disk.writes)
     world.disks[name] = disk
     world.foreign.add(name)
+
+
+def _stranger(world: World, number: int) -> None:
+    """Somebody else's disk lies where a shared spare was."""
+    name = f'd{number}'
+    if name in world.shared and mark_of(world.disks[name].durable) and not best_super(world.disks[name]):
+        world.disks[name] = CrashDisk(name, world.disks[name].size)
+        world.fill_with_garbage(world.disks[name], 0)
+        world.foreign.add(name)
 
 
 def _other(identity: Any) -> Any:
@@ -273,6 +283,7 @@ RESTING: dict[str, Callable[..., None]] = {
     'save': _save,
     'old': _old,
     'foreign': _foreign,
+    'stranger': _stranger,
     'shrink': _shrink,
     'corrupt': _corrupt,
     'litter': _litter,

@@ -152,6 +152,31 @@ async def _spare(world: World, number: int) -> None:
     await _admin(world, partial(world.admin.add, spare=True), f'/sim/d{number}')
 
 
+async def _shared(world: World, number: int) -> None:
+    """A disk is given to the pool as a spare for all its volumes."""
+    spares, size = world.running_pool.spares, world.layout.data_offset + world.chunks * CHUNK
+    try:
+        await spares.add(f'/sim/d{number}', size=size)
+    except (Refused, OSError) as refusal:
+        world.say(f'refused: {refusal}')
+    else:
+        world.given.add(f'd{number}')
+
+
+async def _unshared(world: World, number: int) -> None:
+    """It is taken away again."""
+    before = f'd{number}' in world.given
+    world.given.discard(f'd{number}')
+    try:
+        await world.running_pool.spares.remove(f'/sim/d{number}')
+    except Refused as refusal:
+        world.say(f'refused: {refusal}')
+        if before and f'd{number}' in world.shared:
+            world.given.add(f'd{number}')
+    except OSError as error:
+        world.say(f'not removed, or so: {error}')
+
+
 async def _replace(world: World, slot: int, number: int) -> None:
     """A disk, or a spare, is to take the place of a leg."""
     word = f'/sim/d{number}' if number >= 0 else 'spare'
@@ -532,6 +557,8 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'remove': _remove,
     'add': _add,
     'spare': _spare,
+    'shared': _shared,
+    'unshared': _unshared,
     'replace': _replace,
     'split': _split,
     'look': _look,

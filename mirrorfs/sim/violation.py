@@ -13,6 +13,7 @@ CHECKERS = {
     'stable-reads': 'two reads without a write between agree (8)',
     'equal': 'legs in sync hold the same once resync has ended (5, 8)',
     'strangers': 'legs of others, old copies and split brains are refused, and not written to (9)',
+    'spares': "a shared spare is free, claimed, or one volume's leg; not written to while free, nor lost",
     'fsync-durable': 'what a returned flush covers is durable on every leg that counts (10)',
     'last-copy': 'the last leg in sync cannot leave (11)',
     'whole-copy': 'one copy of every metadata page is whole and durable at any time (12)',

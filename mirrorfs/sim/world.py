@@ -26,9 +26,10 @@ from mirrorfs.events import EventLog
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror.rebuilding import Rebuilt
+from mirrorfs.mirror.sparelist import ListedSpare
 from mirrorfs.model import VolumeRecord
-from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of, log_header
-from mirrorfs.sim.crash import DEFINITION, Frozen, decode_definition
+from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of, log_header, mark_of
+from mirrorfs.sim.crash import DEFINITION, SPARES, Frozen, decode_definition, decode_spares
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
 from mirrorfs.sim.faults import Fault, Key, planned
 from mirrorfs.sim.model import BLOCK, Model, fill
@@ -87,6 +88,10 @@ class SimEvents(EventLog):
                 self._world.unreadable,
             ):
                 marks.discard(name)
+        if word in ('MoveSpare', 'FailSpare'):
+            self._world.given.discard(device.rsplit('/', 1)[-1])
+        if word == 'SparesMissing' and not volume:
+            self._world.checkers.missing(device.rsplit('/', 1)[-1], text)
         if text.startswith('unexpected error'):
             raise Violation('defect', text)
         if word == 'LogLost':
@@ -160,6 +165,8 @@ class World:
         """A definition made by force that is to be settled before the next start."""
         self.undecided = False
         """Whether promises are being given up; a crash would leave open which hold."""
+        self.given: set[str] = set()
+        """Disks that the pool has as shared spares, and that no volume has taken."""
         self.saved: dict[str, CrashDisk] = {}
         self.saved_pool: tuple[SimFiles, Model, int] | None = None
         self.acknowledged = self.written_apart = 0
@@ -243,7 +250,10 @@ class World:
             medium.write(start, fill(GARBAGE) * ((disk.size - start) // BLOCK))
 
     async def require_blank(self, leg: Leg) -> None:
-        pass
+        """Signatures are not simulated but those of others, and marks of spares."""
+        name = leg.path.rsplit('/', 1)[-1]
+        if name in self.foreign or mark_of(self.disks[name].visible):
+            raise Refused(errno.EEXIST, f'{leg.path} has a signature')
 
     async def discard_new(self, leg: Leg) -> None:
         del self.disks[leg.path.rsplit('/', 1)[-1]]
@@ -318,7 +328,8 @@ class World:
         """The disk answers again; calls that were abandoned meanwhile take effect now."""
         if disk in self.hung:
             self.hung.pop(disk).set()
-        self.disks[disk].release()
+        if disk in self.disks:  # one that was made for an add that was refused is gone again
+            self.disks[disk].release()
 
     async def _release_later(self, disk: str, seconds: float) -> None:
         await trio.sleep(seconds)
@@ -384,11 +395,12 @@ class World:
         self.troubled = bool(self.plan) or any(disk.spoiled for disk in self.disks.values())
         self.below = False
         self.forced = force
-        before = {name: disk.writes for name, disk in self.disks.items()}
+        before = self._writes()
         self._untaint()
         await self._settle()
         running = self._new_pool()
         await running.start(nursery, ['v'] if force else [])
+        self.checkers.kept()
         await self._resolve()
         if 'v' not in running.entries:
             raise Violation('operator', 'the pool has lost the definition of the volume')
@@ -399,7 +411,7 @@ class World:
                 self.checkers.refusal(entry.refusal)
                 if entry.split and self.resolved:
                     raise Violation('operator', f'refused again after a choice was made: {entry.refusal}')
-                if before != {name: disk.writes for name, disk in self.disks.items()}:
+                if before != self._writes():
                     raise Violation('strangers', 'a volume was refused, and its legs were written to')
             raise Refused(errno.EIO, entry.refusal)
         self.admin: Admin = entry.admin
@@ -409,6 +421,11 @@ class World:
         if self.lane:
             await self.attach_lane(nursery)
         return entry.started.volume
+
+    def _writes(self) -> dict[str, int]:
+        """Return how often disks were written, but shared spares: claims that were cut short are undone."""
+        shared = self.shared
+        return {name: disk.writes for name, disk in self.disks.items() if name not in shared}
 
     async def _settle(self) -> None:
         """Start and stop the volume once, as `mirrorfs assemble --force` does."""
@@ -495,6 +512,15 @@ class World:
         file = self.files.visible.get(DEFINITION)
         return self._record(file.visible if file else b'')
 
+    @property
+    def shared(self) -> dict[str, ListedSpare]:
+        """The shared spares that are durably listed, by the names of their disks."""
+        file = self.files.durable.get(SPARES)
+        listed = decode_spares(file.durable if file else b'')
+        if listed is None:
+            raise Violation('spares', 'the power may go now, and the list of shared spares is lost')
+        return {spare.path.rsplit('/', 1)[-1]: spare for spare in listed.spares}
+
     @staticmethod
     def _record(text: bytes) -> VolumeRecord:
         record = decode_definition(text)
@@ -526,6 +552,7 @@ class World:
             settled=set(self.settled),
             resolved=self.resolved,
             point=self.point,
+            given=set(self.given),
             marks=(set(self.tainted), set(self.foreign), set(self.apart), set(self.unreadable)),
         )
 

@@ -18,6 +18,7 @@ from mirrorfs.mirror.badblocks import BLOCK
 from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.formatting import format_leg
 from mirrorfs.model import LegState, Slot, VolumeRecord
+from mirrorfs.volume.claiming import SharedSpares, offered, take_shared
 from mirrorfs.volume.creation import check_new_leg
 from mirrorfs.volume.joining import Joiner
 from mirrorfs.volume.lifecycle import Spare, Started
@@ -29,12 +30,16 @@ FLAGS = ('write_mostly', 'failfast', 'want_replacement')
 
 
 class Admin:
-    """Changes the legs of one started volume.  `standby` are its hot spares, open and locked."""
+    """Changes the legs of one started volume.
 
-    def __init__(self, started: Started, opener: Opener) -> None:
+    `standby` are its hot spares, open and locked; `shared` those that all volumes of the pool have together.
+    """
+
+    def __init__(self, started: Started, opener: Opener, shared: SharedSpares | None = None) -> None:
         self._started = started
         self._volume = started.volume
         self._opener = opener
+        self._shared = shared
         self._joiner = Joiner(started)
         self._turn = trio.Lock()
         self.standby: dict[int, Spare] = dict(started.standby)
@@ -193,7 +198,8 @@ class Admin:
     async def replace(self, word: str, path: str, *, force: bool = False) -> None:
         """Bring a new leg up to date and let it take the place of another, which serves until then.
 
-        `path` may be that of a hot spare, or ``spare`` for any.  EBUSY where a replacement is under way.
+        `path` may be that of a hot spare, or ``spare`` for any, or else a shared one.  EBUSY where a
+        replacement is under way.
         """
         await self._in_turn(lambda: self._replace(word, path, force))
 
@@ -210,6 +216,8 @@ class Admin:
                 await self.take_place(slot, replaces=old)
                 return
         if path == 'spare':
+            if await self._take_shared(old):
+                return
             raise Refused(errno.ENOENT, f'{record.name} has no spare')
 
         def fresh(slot: int, identity: Slot) -> Callable[[VolumeRecord], VolumeRecord]:
@@ -368,11 +376,13 @@ class Admin:
         self._volume.emit('SpareAdded', self._volume.name, leg.path)
 
     async def fill_gap(self, replaces: int = -1) -> bool:
-        """Let a hot spare take the place of a leg that is gone, or that wants to be replaced.
+        """Let a hot spare, or else a shared one, take the place of a leg that is gone or is to be replaced.
 
         Return whether one did.  Raises OSError.
         """
         async with self._turn:
+            if replaces < 0 and self._volume.keeper.absent and self._has_spare:
+                await self._volume.keeper.open_session()  # has their absence recorded
             for slot in sorted(self.standby):
                 wanted = replaces >= 0 or membership.shortage(self._record) > 0
                 if not wanted:
@@ -384,7 +394,26 @@ class Admin:
                     if refusal.errno == errno.EAGAIN:
                         return False
                     await self._give_up_spare(slot, str(refusal))
-        return False
+            return await self._fill_with_shared(replaces)
+
+    @property
+    def _has_spare(self) -> bool:
+        return bool(self.standby) or (self._shared is not None and offered(self._record, self._shared))
+
+    async def _fill_with_shared(self, replaces: int) -> bool:
+        if replaces < 0 and membership.shortage(self._record) <= 0:
+            return False
+        try:
+            return await self._take_shared(replaces)
+        except Refused as refusal:
+            if refusal.errno != errno.EAGAIN:
+                raise
+            return False
+
+    async def _take_shared(self, replaces: int) -> bool:
+        return self._shared is not None and await take_shared(
+            self._volume, self._joiner, self._shared, replaces
+        )
 
     async def take_place(self, slot: int, *, replaces: int = -1) -> None:
         """Begin to recover a hot spare.  Raises Refused; EAGAIN where the volume has just changed."""

@@ -44,12 +44,22 @@ class Joiner:
         if scope.cancelled_caught:
             raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {patience:g} s')
 
-    async def new(self, slot: int, leg: Leg, layout: wibm.Layout, transition: Transition) -> None:
-        """Let a leg join that holds nothing of ours.  Raises Refused, OSError."""
+    async def new(
+        self,
+        slot: int,
+        leg: Leg,
+        layout: wibm.Layout,
+        transition: Transition,
+        idle_page: bytes = bytes(limits.PAGE),
+    ) -> None:
+        """Let a leg join that holds nothing of ours; `idle_page` as for `format_leg`.
+
+        Raises Refused, OSError.
+        """
         with self.deadline(leg):
             zeroed = await erased(leg, layout.data_offset, self._volume.record.size)
         await self._volume.keeper.open_session()
-        await self._join(slot, leg, layout, transition, zeroed)
+        await self._join(slot, leg, layout, transition, zeroed, idle_page=idle_page)
 
     async def await_quarantine(self, slot: int) -> None:
         """A leg with a call in the kernel must not come back: the call may land on it at any time."""
@@ -174,6 +184,7 @@ class Joiner:
         transition: Transition,
         zeroed: bool,
         known: Member | None = None,
+        idle_page: bytes = bytes(limits.PAGE),
     ) -> None:
         """Make a leg a member by a transition of the record, with no write in flight that it would miss.
 
@@ -189,7 +200,9 @@ class Joiner:
             identity = joined.slots[slot].leg
             serial = keeper.next_serial()
             with self.deadline(leg):
-                member = await format_leg(leg, identity, slot, layout, volume.log, joined, serial, known)
+                member = await format_leg(
+                    leg, identity, slot, layout, volume.log, joined, serial, known, idle_page
+                )
             if keeper.record.events != before.events:  # a leg was expelled, or recovered, meanwhile
                 raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
             keeper.members[slot] = member

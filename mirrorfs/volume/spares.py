@@ -1,7 +1,8 @@
-"""Hot spares take the place of legs that are gone, and of those that want to be replaced.
+"""Spares take the place of legs that are gone, and of those that want to be replaced.
 
-A gap is given `spare_delay` to close by itself: a leg that comes back needs only what changed.  A leg whose
-place was taken does not come back by itself (`Admin.welcome_back`).
+A volume's own hot spares come first, then those that it shares (`mirrorfs.volume.claiming`).  A gap is given
+`spare_delay` to close by itself: a leg that comes back needs only what changed.  A leg whose place was taken
+does not come back by itself (`Admin.welcome_back`).
 """
 
 import trio
@@ -45,7 +46,7 @@ class SpareWatch:
         record = self._volume.record
         if self._volume.broken:
             return
-        if (wanting := to_replace(record)) is not None and self._admin.standby:
+        if (wanting := to_replace(record)) is not None:
             await self._admin.fill_gap(replaces=wanting)
         if not self._is_short(record):
             self._short_since = None
