@@ -12,10 +12,10 @@ from mirrorfs.model import VolumeRecord
 
 
 async def read_super(leg: Leg) -> tuple[wibm.LegSuper, int]:
-    """Return the newest superblock on a leg and which copy it is.  Raises BadMetadata, OSError."""
+    """Return the newest superblock on a leg's medium and which copy it is.  Raises BadMetadata, OSError."""
     if leg.size < wibm.LOG_OFFSET:
         raise BadMetadata('too short to hold a wibm superblock')
-    pages = [bytes(await leg.read(offset, limits.PAGE)) for offset in wibm.SUPER_OFFSETS]
+    pages = [bytes(await leg.read_medium(offset, limits.PAGE)) for offset in wibm.SUPER_OFFSETS]
     return wibm.newest_super(pages[0], pages[1])
 
 

@@ -59,7 +59,7 @@ async def read_log_file(leg: Leg) -> LogFile:
     """Return the log file that an opened one is.  Raises BadMetadata, OSError."""
     if leg.size < logfile.PAGES_OFFSET:
         raise BadMetadata('too short to hold a log')
-    first, second = [bytes(await leg.read(offset, wibm.PAGE)) for offset in logfile.HEADER_OFFSETS]
+    first, second = [bytes(await leg.read_medium(offset, wibm.PAGE)) for offset in logfile.HEADER_OFFSETS]
     header, copy = logfile.newest_header(first, second)
     if leg.size < header.layout.size:
         raise BadMetadata(f'it has {leg.size} bytes, it had {header.layout.size} at least')

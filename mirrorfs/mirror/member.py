@@ -120,13 +120,16 @@ class Member(PageStore):
         await self.store_pages(batch)
 
     async def load_bad(self, volume: uuid.UUID) -> None:
-        """Read the leg's bad-block list.  Raises OSError, BadMetadata where no copy of it is whole."""
+        """Read the leg's bad-block list, from the medium as `load_pages` does.
+
+        Raises OSError, BadMetadata where no copy of it is whole.
+        """
         copies = []
         for copy in (0, 1):
             offset = self.layout.bad_blocks_offset(copy)
             if offset is None:
                 return
-            copies.append(bytes(await self.leg.read(offset, badlist.PAGE)))
+            copies.append(bytes(await self.leg.read_medium(offset, badlist.PAGE)))
         said, self._bad_copy = badlist.newest(volume, self.identity, *copies)
         self._bad_serial = said.serial
         self.bad = self.bad_stored = BadBlocks.of(said)

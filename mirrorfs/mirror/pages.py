@@ -27,9 +27,13 @@ class PageStore:
         """The serial of the last batch of pages that is here."""
 
     async def load_pages(self, owner: uuid.UUID, chunks: int) -> wibm.LogImage:
-        """Read and decode the pages of `owner`.  Raises OSError where they cannot be read at all."""
-        length = wibm.pages_for(chunks) * wibm.PAGE
-        copies = [bytes(await self.leg.read(self.layout.page_offset(0, copy), length)) for copy in (0, 1)]
+        """Read and decode the pages of `owner`.  Raises OSError where they cannot be read at all.
+
+        From the medium: after a sync that failed, a cache may show a copy as written that never will be, and
+        the next write would go over the only whole one.
+        """
+        length, layout = wibm.pages_for(chunks) * wibm.PAGE, self.layout
+        copies = [bytes(await self.leg.read_medium(layout.page_offset(0, copy), length)) for copy in (0, 1)]
         image = wibm.decode_log(owner, chunks, lambda copy: copies[copy])
         self.log_serial = int(image.serials.max())
         self.page_copies = np.where(image.current == wibm.NO_COPY, 1, image.current).astype(np.uint8)
