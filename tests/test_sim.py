@@ -67,7 +67,7 @@ FOUND = {
     '), ("discard", 0, 16)), "tear:1", 167, []), ((), (("check", "resync"),), "none", 101, []), (()'
     ', (("check", "reads"),), "stop", 0, [])])',
     # A sync of a log page failed, the cache showed it still: the next start wrote over the only whole copy.
-    'metadata believed after a failed sync': '(12, (2, 2, True, False, False, (0, 0, 1, 3), False, 0.0, False), '
+    'metadata believed after a failed sync': '(12, (2, 2, True, False, False, (0, 0, 1, 3)), '
     '[((), (("write", 0, 16), ("write", 16, 16), ("flush",), ("fail", 1), ("sleep", 35.0)), "kill", 58, '
     '[(("d0", "write", 12), ("gone", 6, 0.0))]), ((), (("check", "reads"),), "stop", 0, [])])',
 }
