@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """How fast a new leg is brought up to date, against a plain copy of the same file; and what callers notice.
 
-    .venv/bin/python benchmarks/recovery.py [--folder DIR] [--size-mib 1024] [--repeats 5] [--json FILE]
+    .venv/bin/python benchmarks/recovery.py [--folder DIR] [--size-mib 1024] [--repeats 9] [--json FILE]
 
 A leg is added to a volume whose image is full; the time is the daemon's own, from RebuildStarted to
 RebuildFinished, when the leg is flushed and counts.  The plain copy reads the old leg and writes a new file,
-1 MiB at a time, and syncs it (dd, conv=fdatasync).  The two take turns; medians are compared.  Then 4 KiB
-writes at depth 1 are timed on the idle volume and while a leg is recovered in the yielding mode.
+1 MiB at a time, and syncs it (dd, conv=fdatasync).  The two take turns, in an order that changes: on a
+virtual machine the memory that the one before has freed can make all the difference.  Medians are compared.
+Then 4 KiB writes at depth 1 are timed on the idle volume and while a leg is recovered in the yielding mode.
 """
 
 import argparse
@@ -101,6 +102,17 @@ def plain(mount: Mount) -> float:
     return took
 
 
+def take_turns(mount: Mount, repeats: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of plain copies and of recoveries, one each a turn; a first turn does not count."""
+    copies, recoveries = [], []
+    for turn in range(repeats + 1):
+        both = [(plain, copies), (recovery, recoveries)]
+        random.Random(turn).shuffle(both)
+        for measure, times in both:
+            times.append(measure(mount))
+    return copies[1:], recoveries[1:]
+
+
 def latencies(image: Path, size: int, wanted: Any) -> list[float]:
     """Return the seconds of 4 KiB writes, one after the other, while `wanted()`."""
     data, took = os.urandom(4096), []
@@ -145,7 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--folder', default='/var/tmp', help='where the legs go (a disk, not tmpfs)')
     parser.add_argument('--size-mib', type=int, default=1024)
-    parser.add_argument('--repeats', type=int, default=5)
+    parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--json', help='write all numbers here')
     asked = parser.parse_args()
     size = asked.size_mib * MIB
@@ -153,11 +165,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix='mirrorfs-recovery-', dir=asked.folder) as folder:
         mount = Mount(Path(folder), size)
         try:
-            turns = [(plain(mount), recovery(mount)) for _ in range(asked.repeats)]
+            copies, recoveries = take_turns(mount, asked.repeats)
             idle, during = foreground(mount, size)
         finally:
             mount.close()
-    copies, recoveries = [one for one, _ in turns], [other for _, other in turns]
     ratio = statistics.median(copies) / statistics.median(recoveries)
     for word, times in (('plain copy', copies), ('recovery', recoveries)):
         speed = asked.size_mib / statistics.median(times)

@@ -48,6 +48,10 @@ LOOKAHEAD_MAX_CHUNKS = 64
 WINDOW = 1 << 20
 """Bytes that recovery and resync aim to copy in one go (at least one chunk)."""
 WINDOWS_IN_FLIGHT = 4
+STRIDE = 8
+"""Windows that lie side by side and are copied in one step, where nobody else uses the volume."""
+COPY_MAX = 8 << 20
+"""Bytes that are read from one leg and written to others in one go."""
 MARK_INTERVAL = 2.0
 """Recovery flushes the target and moves its durable mark at least this often."""
 

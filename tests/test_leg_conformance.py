@@ -7,6 +7,7 @@ that are refused.
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import random
 import shutil
@@ -103,6 +104,26 @@ async def test_any_offset_and_length_will_do(leg: Leg, offset: int, length: int)
     before, after = max(0, offset - 9), min(SIZE, offset + length + 9)
     expected = bytes(offset - before) + data + bytes(after - offset - length)
     assert bytes(await leg.read(before, after - before)) == expected
+
+
+@pytest.mark.parametrize('skip', [0, 512, 1])
+@pytest.mark.parametrize(('offset', 'length'), [(4096, 1 << 20), (4096, 512), (512, 4096), (77, 99)])
+async def test_bulk_writes_from_and_reads_into_any_memory_are_as_others(
+    leg: Leg, offset: int, length: int, skip: int
+) -> None:
+    data = noise(length)
+    await leg.write(0, noise(2 << 20, 1))
+    expected = bytearray(await leg.read(0, 2 << 20))
+    expected[offset : offset + length] = data
+    with mmap.mmap(-1, 2 << 20) as memory:
+        memory[skip : skip + length] = data
+        with memoryview(memory) as view, view[skip : skip + length] as part:
+            await leg.write_bulk(offset, part)
+    assert bytes(await leg.read(0, 2 << 20)) == expected
+    assert bytes(await leg.read_medium(offset, length)) == data
+    seen = bytearray(length)
+    await leg.read_into(offset, memoryview(seen))
+    assert seen == data
 
 
 async def test_durable_writes_and_flushes_return_and_change_nothing_else(leg: Leg) -> None:

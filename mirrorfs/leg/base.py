@@ -37,6 +37,10 @@ class Leg(Protocol):
         """Return exactly `length` bytes.  EIO where the leg ends early."""
         ...
 
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        """As `read`, into memory that is not to be used again if this is cancelled."""
+        ...
+
     async def read_medium(self, offset: int, length: int) -> Buffer:
         """As `read`, but from the medium, past any cache; what is cached and dirty is written first."""
         ...
@@ -57,6 +61,10 @@ class Leg(Protocol):
 
         Once a flush has failed, what it lost is lost: those under way and all later ones fail, too.
         """
+        ...
+
+    async def write_bulk(self, offset: int, data: Buffer) -> None:
+        """As `write`, of much that nobody is about to read; from memory at a page's start, past any cache."""
         ...
 
     async def drop_cache(self) -> None:

@@ -84,6 +84,16 @@ class FileLeg:
             whole += data
         return whole
 
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        await self._workers.run(self._read_into, offset, view)
+
+    def _read_into(self, offset: int, view: memoryview) -> None:
+        while view:
+            got = os.preadv(self.fd, [view], offset)
+            if not got:
+                raise LegError(errno.EIO, f'{self.path} ends at byte {offset}')
+            view, offset = view[got:], offset + got
+
     async def read_medium(self, offset: int, length: int) -> Buffer:
         return await self._workers.run(self._read_medium, offset, length)
 
@@ -113,6 +123,22 @@ class FileLeg:
             await self._workers.run(self._write, self._durable_fd, offset, data, os.RWF_DSYNC)
         else:
             await self._workers.run(self._write, self.fd, offset, data, 0)
+
+    async def write_bulk(self, offset: int, data: Buffer) -> None:
+        await self._workers.run(self._write_bulk, offset, data)
+
+    def _write_bulk(self, offset: int, data: Buffer) -> None:
+        """Write with O_DIRECT, so that no cache is filled with it; else through the cache."""
+        try:
+            fd = os.open(f'/proc/self/fd/{self.fd}', os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+            try:
+                return self._write(fd, offset, data, 0)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+        return self._write(self.fd, offset, data, 0)
 
     async def write_medium(self, offset: int, data: Buffer) -> None:
         await self._workers.run(self._write_medium, offset, data)

@@ -9,11 +9,15 @@ from mirrorfs.mirror.member import Member
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """Bytes for a range of the volume, zeros where there are no `data`.  Offset and length in bytes."""
+    """Bytes for a range of the volume, zeros where there are no `data`.  Offset and length in bytes.
+
+    `bulk`: they are copied in the background, and nobody is about to read them.
+    """
 
     offset: int
     length: int
     data: Buffer | None = None
+    bulk: bool = False
 
     @property
     def end(self) -> int:
@@ -31,7 +35,8 @@ class Change:
     def part(self, offset: int, length: int) -> 'Change':
         """Return the change of a range within this one."""
         at = offset - self.offset
-        return Change(offset, length, None if self.data is None else memoryview(self.data)[at : at + length])
+        data = None if self.data is None else memoryview(self.data)[at : at + length]
+        return Change(offset, length, data, self.bulk)
 
     def block(self, number: int) -> 'Change':
         """Return what there is of the nth block that the range touches, which may be less than a block."""
@@ -46,5 +51,7 @@ class Change:
         """Write to a leg.  Raises OSError."""
         if self.data is None:
             await member.zero(self.offset, self.length)
+        elif self.bulk:
+            await member.write_bulk(self.offset, self.data)
         else:
             await member.write(self.offset, self.data)

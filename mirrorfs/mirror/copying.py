@@ -1,5 +1,6 @@
 """Copying a range from one leg to others: holes stay holes, and only what a leg holds is moved."""
 
+import mmap
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -22,6 +23,33 @@ async def read_in_time(member: Member, offset: int, length: int, patience: float
     raise LegTimeout(f'{member.leg.path} did not answer a read within {patience:g} s')
 
 
+async def read_into_in_time(member: Member, offset: int, view: memoryview, patience: float) -> None:
+    """As `read_in_time`, into memory that is not to be used again after LegTimeout."""
+    with trio.move_on_after(patience):
+        return await member.read_into(offset, view)
+    raise LegTimeout(f'{member.leg.path} did not answer a read within {patience:g} s')
+
+
+class Buffers:
+    """Memory that copies go through, used again and again: fresh memory costs more than what is done in it.
+
+    Each at a page's start.  One that a call which was given up may still be using is not given back.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+
+    def take(self) -> mmap.mmap:
+        return self._free.pop() if self._free else mmap.mmap(-1, limits.COPY_MAX)
+
+    def give_back(self, buffer: mmap.mmap) -> None:
+        self._free.append(buffer)
+
+    def forget(self) -> None:
+        """Give the memory back to the system."""
+        self._free.clear()
+
+
 async def copy_range(
     source: Member,
     targets: Sequence[Member],
@@ -29,6 +57,7 @@ async def copy_range(
     length: int,
     patience: float,
     store: Store,
+    buffers: Buffers,
     complain: Callable[[Member, int, int, OSError], None] = lambda *_: None,
 ) -> tuple[int, Failures]:
     """Make the range on every target equal to the source's; return bytes copied and targets that failed.
@@ -40,19 +69,23 @@ async def copy_range(
     copied = 0
     at, end = offset, offset + length
     extents = await _extents_in_time(source, offset, length, patience)
+    buffer = buffers.take()
     for start, size in [*extents, (end, 0)]:
         if start > at:
             await _on_targets(targets, failures, Change(at, start - at), store)
-        for piece in range(start, start + size, limits.REQUEST_MAX):
-            step = min(limits.REQUEST_MAX, start + size - piece)
+        for piece in range(start, start + size, limits.COPY_MAX):
+            step = min(limits.COPY_MAX, start + size - piece)
+            data = memoryview(buffer)[:step]
             try:
-                data = await read_in_time(source, piece, step, patience)
+                await read_into_in_time(source, piece, data, patience)
             except OSError as error:
                 complain(source, piece, step, error)
                 raise
-            await _on_targets(targets, failures, Change(piece, step, data), store)
+            await _on_targets(targets, failures, Change(piece, step, data, bulk=True), store)
             copied += step
         at = start + size
+    if not failures:
+        buffers.give_back(buffer)
     return copied, failures
 
 

@@ -59,6 +59,9 @@ class Member(PageStore):
     async def read(self, offset: int, length: int) -> Buffer:
         return await self.leg.read(self.layout.data_offset + offset, length)
 
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        await self.leg.read_into(self.layout.data_offset + offset, view)
+
     async def read_medium(self, offset: int, length: int) -> Buffer:
         await self.catch_up()
         return await self.leg.read_medium(self.layout.data_offset + offset, length)
@@ -78,6 +81,14 @@ class Member(PageStore):
         await self.catch_up()
         await self._let_stuck_calls_return()
         await self.leg.zero(self.layout.data_offset + offset, length)
+
+    async def write_bulk(self, offset: int, data: Buffer) -> None:
+        """As `write`, of what is copied in the background; see `Leg.write_bulk`."""
+        if self.backlog:
+            await self.backlog.put(offset, data)
+            return
+        await self._let_stuck_calls_return()
+        await self.leg.write_bulk(self.layout.data_offset + offset, data)
 
     async def flush(self) -> None:
         """Have all that was written before on stable storage, what is behind included."""

@@ -329,6 +329,9 @@ class CrashLeg:
         self.disk.refuse_bad(self.disk.unreadable, offset, length)
         return self.disk.visible.read(offset, length)
 
+    async def read_into(self, offset: int, view: memoryview) -> None:
+        view[:] = await self.read(offset, len(view))
+
     async def read_medium(self, offset: int, length: int) -> Buffer:
         await self._step(Call(self.disk.name, 'read', offset, length, medium=True))
         if offset + length > self.size:
@@ -376,6 +379,9 @@ class CrashLeg:
                     self.disk.lose()
                 raise
             self.disk.flush(covered)
+
+    async def write_bulk(self, offset: int, data: Buffer) -> None:
+        await self.write(offset, data)
 
     async def drop_cache(self) -> None:
         await self._step(Call(self.disk.name, 'drop-cache'))

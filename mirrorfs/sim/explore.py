@@ -38,12 +38,12 @@ class Failed(AssertionError):
 @contextmanager
 def small_windows(mark_interval: float) -> Iterator[None]:
     """Recovery goes chunk by chunk, so that crashes meet it half way."""
-    before = limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL
-    limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = CHUNK, 1, mark_interval
+    before = limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.STRIDE, limits.MARK_INTERVAL
+    limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.STRIDE, limits.MARK_INTERVAL = CHUNK, 1, 1, mark_interval
     try:
         yield
     finally:
-        limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.MARK_INTERVAL = before
+        limits.WINDOW, limits.WINDOWS_IN_FLIGHT, limits.STRIDE, limits.MARK_INTERVAL = before
 
 
 def the_cause(error: BaseException) -> BaseException:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mirrorfs import limits
 from mirrorfs.errors import LegError
 from mirrorfs.mirror.badblocks import BLOCK, segments
-from mirrorfs.mirror.copying import copy_range
+from mirrorfs.mirror.copying import Buffers, copy_range
 from mirrorfs.mirror.fanout import judge
 from mirrorfs.volume.narrowing import is_of_the_medium
 
@@ -19,6 +19,7 @@ class Copier:
 
     def __init__(self, volume: 'Volume') -> None:
         self._volume = volume
+        self.buffers = Buffers()
 
     async def copy(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
         """As `Volume.copy_to`.  What no in-sync leg has, or none can read, is listed on the target."""
@@ -67,7 +68,14 @@ class Copier:
                 targets.append(source)
             try:
                 copied, failures = await copy_range(
-                    source, targets, offset, length, keeper.leg_timeout, store, volume.reader.failed
+                    source,
+                    targets,
+                    offset,
+                    length,
+                    keeper.leg_timeout,
+                    store,
+                    self.buffers,
+                    volume.reader.failed,
                 )
             except OSError as failure:
                 error = failure

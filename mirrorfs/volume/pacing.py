@@ -71,10 +71,18 @@ class Pacer:
         self._mark = self._slow
 
     @property
+    def _yields(self) -> bool:
+        return self.enabled and self.mode == 'yield' and trio.current_time() < self._active_until
+
+    @property
     def width(self) -> int:
-        """How many windows may be copied side by side."""
-        yielding = self.enabled and self.mode == 'yield' and trio.current_time() < self._active_until
-        return 1 if yielding else limits.WINDOWS_IN_FLIGHT
+        """How many steps may be under way side by side."""
+        return 1 if self._yields else limits.WINDOWS_IN_FLIGHT
+
+    @property
+    def stride(self) -> int:
+        """How many windows that lie side by side a step may take."""
+        return 1 if self._yields else limits.STRIDE
 
     @property
     def floor(self) -> int:

@@ -99,6 +99,7 @@ class Rebuilder:
                 finally:
                     self.last, self.progress = self.progress or self.last, None
                     self.pacer.end()
+                    self._volume.copier.buffers.forget()
                     self._idle.set()
             await self._volume.work.wait()
 
@@ -262,30 +263,34 @@ class Rebuilder:
         async with trio.open_nursery() as nursery:
             steps, marks = SideBySide(nursery), SideBySide(nursery)
             marked, marked_at = progress.done, progress.began
+            ends = [0]  # how many pieces there are up to each step
 
             def stopped() -> bool:
                 return bool(self._interrupted or steps.error or marks.error or not wanted())
 
-            while steps.settled < len(pieces) and not (stopped() and not steps.under_way):
-                if steps.begun < len(pieces) and not stopped():
-                    steps.begin(functools.partial(window, *pieces[steps.begun]))
+            while ends[steps.settled] < len(pieces) and not (stopped() and not steps.under_way):
+                if ends[-1] < len(pieces) and not stopped():
+                    end = stretch(pieces, ends[-1], self.pacer.stride)
+                    steps.begin(functools.partial(window, pieces[ends[-1]][0], pieces[end - 1][1]))
+                    ends.append(end)
                     await steps.fewer_than(self.pacer.width)
                 else:
                     await steps.fewer_than(steps.under_way)
-                moved = self._advance(progress, pieces, steps.settled, chunk)
+                moved = self._advance(progress, pieces, ends[steps.settled], chunk)
                 now = trio.current_time()
                 due = now - marked_at >= limits.MARK_INTERVAL or progress.done - marked >= MARK_BYTES
                 if due and not marks.under_way and progress.done > marked:
                     # Beside the next windows: a flush takes long, and they need not be in it.
-                    marks.begin(functools.partial(mark, pieces[steps.settled - 1][1] + 1))
+                    marks.begin(functools.partial(mark, pieces[ends[steps.settled] - 1][1] + 1))
                     marked, marked_at = progress.done, now
                 await self.pacer.pace(moved, lambda: self._interrupted)
-        self._advance(progress, pieces, steps.settled, chunk)
+        settled = ends[steps.settled]
+        self._advance(progress, pieces, settled, chunk)
         if error := steps.error or marks.error:
             raise error
-        if steps.settled < len(pieces):
+        if settled < len(pieces):
             if marked < progress.done:
-                await mark(pieces[steps.settled][0])
+                await mark(pieces[settled][0])
             return False
         return True
 
@@ -297,6 +302,14 @@ class Rebuilder:
         for step in progress.steps():
             self._volume.emit(f'Rebuild{step}', self._volume.name)
         return moved
+
+
+def stretch(pieces: list[tuple[int, int]], at: int, most: int) -> int:
+    """Return the end of the pieces from number `at` on that lie side by side, `most` of them."""
+    end = at + 1
+    while end < min(len(pieces), at + most) and pieces[end][0] == pieces[end - 1][1] + 1:
+        end += 1
+    return end
 
 
 def windows(chunks: npt.NDArray[np.intp], most: int) -> list[tuple[int, int]]:

@@ -64,7 +64,7 @@ class Volume:
         self.narrower = Narrower(self)
         self.reader = Reader(self)
         self.space = Space(self)
-        self._copier = Copier(self)
+        self.copier = Copier(self)
         self.emit = emit
         self.broken = ''
         """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
@@ -370,7 +370,7 @@ class Volume:
         copied = 0
         for start, end, slot in _by_source(offset, offset + length, self.trusted):
             source = preferred if slot is None else slot
-            copied += await self._copier.copy(start, end - start, source, target)
+            copied += await self.copier.copy(start, end - start, source, target)
         return copied
 
     async def rewrite(self, offset: int, data: Buffer, slots: Container[int]) -> None:
