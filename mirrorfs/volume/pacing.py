@@ -81,8 +81,8 @@ class Pacer:
 
     @property
     def stride(self) -> int:
-        """How many windows that lie side by side a step may take."""
-        return 1 if self._yields else limits.STRIDE
+        """How many windows that lie side by side a step may take; large ones overshoot a ceiling."""
+        return 1 if self._yields or self._volume.record.speed_max else limits.STRIDE
 
     @property
     def floor(self) -> int:
