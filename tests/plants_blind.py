@@ -343,8 +343,8 @@ BLIND: list[Plant] = [
     Plant(
         name='mark_of_the_last_window_of_all',
         target='mirrorfs.volume.rebuild:Rebuilder._pass',
-        old='await mark(batch[-1][1] + 1)',
-        new='await mark(pieces[-1][1] + 1)',
+        old='functools.partial(mark, pieces[ends[steps.settled] - 1][1] + 1)',
+        new='functools.partial(mark, pieces[-1][1] + 1)',
         checker='window',
         also=('equal', 'never-stale', 'log-covers', 'promise', 'stable-reads'),
         why='The first mark of a recovery says that all is copied, and forgets MODIFIED for all; a restart '

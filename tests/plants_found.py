@@ -389,9 +389,7 @@ FOUND: dict[str, Hunt] = {
         schedules=30,
     ),
     'pool_before_superblocks': sequence(once(('fail', 1), w(0)), cut=1.0),
-    'wake_up_lost_during_a_round': sequence(
-        once(('vanish', 0), w(0), logged=False, pauses=(0,)), cut=1.0, schedules=24
-    ),
+    'wake_up_lost_during_a_round': sequence(once(*WRITTEN, both(('fail', 1), w(0), w(B)), w(1)), schedules=4),
     'faulty_legs_not_tracked': sequence(
         once(*CLEAN, ('fail', 1), w(0), ('flush',), ('sweep',), ('readd', 1), ('quiet',))
     ),
