@@ -186,6 +186,10 @@ class VolumeRecord:
         """Yield the numbers of the slots in one of `states`, ascending."""
         return (number for number, slot in enumerate(self.slots) if slot.state in states)
 
+    def has(self, *states: LegState) -> bool:
+        """Whether any slot is in one of `states`."""
+        return any(slot.state in states for slot in self.slots)
+
     def slot_of(self, leg: UUID) -> int | None:
         """Return the number of the slot that a leg is in, if it is in any."""
         taken = (n for n, slot in enumerate(self.slots) if slot.leg == leg)

@@ -218,6 +218,11 @@ def test_a_leg_that_is_complete_counts_and_legs_that_went_away_are_forgotten_at_
     assert not membership.needs_tracking(new)
 
 
+def test_while_the_first_slot_is_recovered_nobody_is_forgotten() -> None:
+    new = membership.complete(record(SPARE, SPARE, IN_SYNC, REMOVED, tracked_since=5).but(raid_disks=2), 1)
+    assert [new.slots[n].state for n in (0, 3)] == [SPARE, REMOVED]
+
+
 @pytest.mark.parametrize('others', [(IN_SYNC, SPARE, SPARE, REMOVED), (IN_SYNC, SPARE, REMOVED, MISSING)])
 def test_below_full_strength_nobody_is_forgotten(others: tuple[LegState, ...]) -> None:
     new = membership.complete(record(*others, tracked_since=5).but(raid_disks=3), 1)

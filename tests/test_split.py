@@ -149,19 +149,30 @@ def _refuses(volume: Volume) -> bool:
     return False
 
 
-def test_what_would_change_its_place_is_refused_meanwhile(volume: Volume) -> None:
-    volume.write('split', '1')
-    busy = [('split', '0'), ('raid_disks', '3'), ('re-add', '1'), ('fail', '1'), ('fail', '0')]
-    busy += [('replace', f'1 {volume.pool.legs / "new"}'), ('legs/1/path', f'{volume.pool.legs / "new"}')]
+@pytest.mark.parametrize('leg', [0, 1])
+def test_what_would_change_its_place_is_refused_meanwhile(volume: Volume, leg: int) -> None:
+    other_leg, new = 1 - leg, volume.pool.legs / 'new'
+    volume.write('split', f'{leg}')
+    busy = [('split', f'{other_leg}'), ('raid_disks', '3'), ('re-add', f'{leg}'), ('fail', f'{leg}')]
+    busy += [('fail', f'{other_leg}'), ('replace', f'{leg} {new}'), (f'legs/{leg}/path', f'{new}')]
     for file, text in busy:
         assert refused(lambda file=file, text=text: volume.write(file, text)) == errno.EBUSY, (file, text)
     other = volume.pool.volume('other', MIB)
-    assert refused(lambda: other.write('add', f'{volume.legs[1]} force')) == errno.EBUSY
+    assert refused(lambda: other.write('add', f'{volume.legs[leg]} force')) == errno.EBUSY
     assert refused(lambda: other.write('merge', '1')) == errno.EINVAL
     assert refused(lambda: other.write('merge', 'other@split')) == errno.ENOENT
     words = f'disk@split {MIB} {volume.pool.legs / "a"}'
     assert refused(lambda: volume.pool.write('create', words)) == errno.EINVAL
-    assert states(volume) == ['in_sync', 'split']
+    assert states(volume)[leg] == 'split' and states(volume)[other_leg] == 'in_sync'
+
+
+def test_one_leg_at_a_time_is_split_off(pool: MountedPool) -> None:
+    three = pool.volume('three', MIB, 3)
+    for leg in (0, 1, 2):
+        three.write('split', f'{leg}')
+        assert [refused(lambda n=n: three.write('split', f'{n}')) for n in range(3)] == [errno.EBUSY] * 3
+        three.write('merge', f'{leg}')
+        three.settled()
 
 
 def test_legs_that_cannot_be_split_off(volume: Volume) -> None:

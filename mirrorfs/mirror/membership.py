@@ -203,7 +203,7 @@ def complete(record: VolumeRecord, number: int) -> VolumeRecord:
 
 def forget_absent(record: VolumeRecord) -> VolumeRecord:
     """At full strength, legs that went away are forgotten; what failed stays, to be seen."""
-    if record.degraded or any(record.where(LegState.SPARE)):
+    if record.degraded or record.has(LegState.SPARE):
         return record
     for other in record.where(LegState.REMOVED, LegState.MISSING):
         record = record.with_slot(other, record.slots[other].vacated())

@@ -501,7 +501,7 @@ class Admin:
             raise Refused(errno.EINVAL, f'{count} legs; a volume has 1 to {limits.LEGS_MAX}')
         async with self._turn:
             keeper = self._volume.keeper
-            if any(keeper.record.where(LegState.SPLIT)):
+            if keeper.record.has(LegState.SPLIT):
                 raise Refused(errno.EBUSY, f'{self._volume.name} has a leg split off; merge it first')
             await keeper.open_session()
             there = keeper.record.raid_disks - membership.shortage(keeper.record)

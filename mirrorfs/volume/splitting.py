@@ -147,7 +147,7 @@ class Splitter:
         """Raise Refused(EBUSY) for a leg that cannot be split off now."""
         volume, keeper = self._volume, self._volume.keeper
         place = volume.record.place(slot)
-        if any(volume.record.where(LegState.SPLIT)):
+        if volume.record.has(LegState.SPLIT):
             raise Refused(errno.EBUSY, f'{volume.name} has a leg split off already; merge it first')
         if slot not in keeper.counting:
             state = volume.record.slots[slot].state.word
