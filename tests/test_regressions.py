@@ -29,7 +29,7 @@ from mirrorfs.leg.file import FileLeg
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import assemble
-from mirrorfs.mirror.copying import copy_range
+from mirrorfs.mirror.copying import Buffers, copy_range
 from mirrorfs.mirror.fanout import Failures
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.member import Member
@@ -411,7 +411,7 @@ async def test_a_source_that_does_not_say_where_it_has_data_is_late(autojump_clo
         raise AssertionError
 
     with trio.fail_after(LONG), pytest.raises(LegTimeout):
-        await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0, store)
+        await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0, store, Buffers())
 
 
 def test_a_late_leg_leaves_although_the_caller_gets_an_error() -> None:
@@ -516,12 +516,12 @@ def test_commits_that_wait_when_the_keeper_ends_fail() -> None:
 
 def test_a_write_that_only_a_recovering_leg_took_is_resynced_after_a_restart_without_a_log() -> None:
     """The leg in sync refuses a write, the spare takes it below its mark: they differ past a clean stop."""
-    world = World(chunks=4, logged=False)
+    world = World(chunks=12, logged=False)
 
     async def main() -> None:
         await world.make()
         async with world.running() as volume:
-            for chunk in range(4):
+            for chunk in range(12):
                 await world.do(w(chunk * B))
             await world.do(('fail', 1))
             await world.do(('readd', 1))

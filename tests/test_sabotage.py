@@ -223,6 +223,7 @@ def a_killed_process_left_metadata_in_the_page_cache_and_the_start_trusts_it(pat
             leg.flush = flush  # type: ignore[method-assign]
 
         leg.flush = not_the_first  # type: ignore[method-assign]
+        leg.read_medium = leg.read  # type: ignore[method-assign]
         member: Member = original(cls, leg, *rest)
         return member
 
@@ -401,8 +402,8 @@ def reads_are_served_from_a_spare(patch: Patch) -> None:
 
 @plant('whole-copy', 'grow-legs')
 def a_joining_leg_keeps_its_old_log(patch: Patch) -> None:
-    async def format_leg(*arguments: Any) -> Member:
-        leg, identity, slot, layout, log, record, serial, _ = arguments
+    async def format_leg(*arguments: Any, **_: Any) -> Member:
+        leg, identity, slot, layout, log, record, serial = arguments[:7]
         member = Member(slot, leg, identity, layout, log.pages)
         await member.store_bad(record.uuid)
         await member.store_super_anew(record, serial)
