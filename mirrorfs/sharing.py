@@ -9,8 +9,8 @@ goes: `mirrorfs.volume.claiming`; one that was cut short is settled at the next 
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from mirrorfs import limits
 from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.leg.base import Leg, Opener
+from mirrorfs.leg.patience import deadline, open_in_time
 from mirrorfs.metadata import spare as marks
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import sparelist
@@ -414,19 +415,10 @@ class SharedSpares:
 
     async def _open(self, path: str, create_size: int = 0) -> tuple[Leg, bool]:
         """As `Opener.open`, in bounded time."""
-        patience = self._settings.leg_timeout
-        with trio.move_on_after(patience):
-            return await self._opener.open(path, create_size=create_size)
-        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
+        return await open_in_time(self._opener, path, self._settings.leg_timeout, create_size=create_size)
 
-    @contextmanager
-    def _deadline(self, leg: Leg) -> Iterator[None]:
-        """Bound what a spare may keep others waiting for.  Raises Refused(ETIMEDOUT)."""
-        patience = self._settings.leg_timeout
-        with trio.move_on_after(patience) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {patience:g} s')
+    def _deadline(self, leg: Leg) -> AbstractContextManager[None]:
+        return deadline(leg, self._settings.leg_timeout)
 
 
 def _refuse_slot(record: VolumeRecord, number: int, path: str) -> None:

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +27,7 @@ from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.leg.base import Leg
 from mirrorfs.leg.file import FileLeg
 from mirrorfs.leg.opening import FileOpener
+from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import assemble
 from mirrorfs.mirror.copying import Buffers, copy_range
@@ -412,6 +413,26 @@ async def test_a_source_that_does_not_say_where_it_has_data_is_late(autojump_clo
 
     with trio.fail_after(LONG), pytest.raises(LegTimeout):
         await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0, store, Buffers())
+
+
+@pytest.mark.parametrize('failure', [None, LegTimeout('late')])
+async def test_memory_is_used_again_unless_a_call_that_was_given_up_may_still_use_it(
+    failure: OSError | None,
+) -> None:
+    disk = CrashDisk('d0', MIB)
+    disk.write(0, b'x' * CHUNK)
+    source = Member(0, CrashLeg(disk), uuid.uuid4(), wibm.new_layout(MIB, CHUNK), 1)
+    source.layout = replace(source.layout, data_offset=0)
+
+    async def store(*_: object) -> Failures:
+        return {1: failure} if failure else {}
+
+    buffers = Buffers()
+    target = Member(1, CrashLeg(CrashDisk('d1', MIB)), uuid.uuid4(), source.layout, 1)
+    buffers.give_back(before := buffers.take())
+    copied, _ = await copy_range(source, [target], 0, CHUNK, 3.0, store, buffers)
+    assert copied
+    assert (buffers.take() is before) == (failure is None)
 
 
 def test_a_late_leg_leaves_although_the_caller_gets_an_error() -> None:

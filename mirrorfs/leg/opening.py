@@ -4,6 +4,7 @@ A leg in use is held by flock (files) or an exclusive open (block devices), whic
 and mkfs for devices, run into.  All functions here block; call them from a thread.
 """
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -172,29 +173,24 @@ def read_mark(fd: int) -> spare.SpareMark:
 
 def require_blank(leg: FileLeg) -> None:
     """Raise Refused(EEXIST) if the leg bears anyone's signature: ours, a filesystem, partitions, LUKS, md."""
-    try:
-        sup, _ = read_super(leg.fd)
-    except BadMetadata:
-        pass
-    else:
-        what = f'slot {sup.slot} of mirrorfs volume {sup.record.name} ({sup.record.uuid})'
-        raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
-    try:
-        header = read_log_header(leg.fd)
-    except BadMetadata:
-        pass
-    else:
-        what = f'the log of mirrorfs volume {header.name} ({header.volume})'
-        raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
-    try:
-        mark = read_mark(leg.fd)
-    except BadMetadata:
-        pass
-    else:
-        what = f'shared spare {mark.spare} of mirrorfs pool {mark.pool}'
+    if what := _ours(leg.fd):
         raise Refused(errno.EEXIST, f'{leg.path} is {what}; use --force to overwrite it, or another path')
     if leg.size and (found := signature(leg.path)):
         raise Refused(errno.EEXIST, f'{leg.path} has a {found} signature; use --force to overwrite it')
+
+
+def _ours(fd: int) -> str:
+    """Return what of mirrorfs a file or device is; nothing if it is none."""
+    with contextlib.suppress(BadMetadata):
+        sup, _ = read_super(fd)
+        return f'slot {sup.slot} of mirrorfs volume {sup.record.name} ({sup.record.uuid})'
+    with contextlib.suppress(BadMetadata):
+        header = read_log_header(fd)
+        return f'the log of mirrorfs volume {header.name} ({header.volume})'
+    with contextlib.suppress(BadMetadata):
+        mark = read_mark(fd)
+        return f'shared spare {mark.spare} of mirrorfs pool {mark.pool}'
+    return ''
 
 
 def signature(path: str) -> str:

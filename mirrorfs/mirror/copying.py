@@ -43,7 +43,8 @@ class Buffers:
         return self._free.pop() if self._free else mmap.mmap(-1, limits.COPY_MAX)
 
     def give_back(self, buffer: mmap.mmap) -> None:
-        self._free.append(buffer)
+        if len(self._free) < limits.WINDOWS_IN_FLIGHT:
+            self._free.append(buffer)
 
     def forget(self) -> None:
         """Give the memory back to the system."""

@@ -12,6 +12,7 @@ import trio
 from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.leg.base import Leg, Opener
+from mirrorfs.leg.patience import open_in_time
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership, naming
 from mirrorfs.mirror.badblocks import BLOCK
@@ -277,9 +278,7 @@ class Admin:
     async def _open(self, path: str, create_size: int = 0) -> tuple[Leg, bool]:
         """As `Opener.open`, in bounded time."""
         patience = self._volume.keeper.leg_timeout
-        with trio.move_on_after(patience):
-            return await self._opener.open(path, create_size=create_size)
-        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
+        return await open_in_time(self._opener, path, patience, create_size=create_size)
 
     def _in_use(self, leg: Leg) -> bool:
         return self._joiner.is_member(leg) or any(spare.leg is leg for spare in self.standby.values())

@@ -4,8 +4,8 @@ What would refuse it is looked at before anything is written.
 """
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import trio
 
@@ -13,6 +13,7 @@ from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg
+from mirrorfs.leg.patience import deadline
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.formatting import format_leg, read_super
@@ -35,14 +36,9 @@ class Joiner:
     def is_member(self, leg: Leg) -> bool:
         return any(member.leg is leg for member in self._volume.members)
 
-    @contextmanager
-    def deadline(self, leg: Leg) -> Iterator[None]:
+    def deadline(self, leg: Leg) -> AbstractContextManager[None]:
         """Bound what a leg that is to join may keep others waiting for.  Raises Refused(ETIMEDOUT)."""
-        patience = self._volume.keeper.leg_timeout
-        with trio.move_on_after(patience) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {patience:g} s')
+        return deadline(leg, self._volume.keeper.leg_timeout)
 
     async def new(
         self,

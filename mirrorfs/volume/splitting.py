@@ -21,6 +21,7 @@ from mirrorfs import limits
 from mirrorfs.errors import LegTimeout, Refused
 from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.leg.base import Leg, Opener
+from mirrorfs.leg.patience import open_in_time
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import LegState, VolumeRecord
 from mirrorfs.volume.chunks import runs
@@ -197,7 +198,7 @@ class Splitter:
             self.held = None  # nobody may open it from now on
             leg = held.leg
         else:
-            leg = await self._open(slot_before.path)
+            leg, _ = await open_in_time(self._opener, slot_before.path, volume.keeper.leg_timeout)
         try:
             await self._refuse_if_departed(leg)
             changed = not slot_before.stamp or await self._stamp(leg) != slot_before.stamp
@@ -228,9 +229,3 @@ class Splitter:
         with trio.move_on_after(self._volume.keeper.leg_timeout):
             if why := await leg.departed(0):
                 raise Refused(errno.ENOENT, f'{leg.path} {why}; remove it, and add another leg')
-
-    async def _open(self, path: str) -> Leg:
-        patience = self._volume.keeper.leg_timeout
-        with trio.move_on_after(patience):
-            return (await self._opener.open(path))[0]
-        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
