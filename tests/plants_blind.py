@@ -555,7 +555,7 @@ BLIND: list[Plant] = [
     Plant(
         name='stuck_leg_stays_hot',
         target='mirrorfs.volume.gate:LaneGate.lane_stuck',
-        old='    self._table.withdraw(0, len(self._log) - 1)\n',
+        old='    self._withdraw_all()\n',
         new='',
         checker='one-order',
         also=('equal', 'promise', 'stable-reads', 'never-stale', 'window', 'bounded'),
@@ -576,8 +576,8 @@ BLIND: list[Plant] = [
     Plant(
         name='targets_looked_up_after_the_permission',
         target='mirrorfs.fs.lane:Lane._write',
-        old='self._write_legs(targets, call, step)',
-        new='self._write_legs(table.targets, call, step)',
+        old='    step = size if',
+        new='    targets = table.targets\n    step = size if',
         checker='expulsion-first',
         also=('acknowledged-everywhere', 'log-covers', 'promise'),
         why='A leg is expelled between the look at the permission and that at the legs: the write goes to '
@@ -587,7 +587,7 @@ BLIND: list[Plant] = [
     Plant(
         name='superseded_lane_goes_on',
         target='mirrorfs.fs.lane:Lane._write_legs',
-        old='            if self.superseded:\n                raise Superseded\n',
+        old='        if self.superseded:\n            raise Superseded(call)\n',
         new='',
         checker='one-order',
         also=('promise', 'equal', 'stable-reads', 'never-stale'),
@@ -597,8 +597,8 @@ BLIND: list[Plant] = [
     Plant(
         name='leg_that_fails_is_left_out_by_the_lane',
         target='mirrorfs.fs.lane:Lane._write_legs',
-        old='            except OSError:\n                return False\n',
-        new='            except OSError:\n                continue\n',
+        old='        except OSError:\n            return False\n',
+        new='        except OSError:\n            continue\n',
         checker='acknowledged-everywhere',
         also=('expulsion-first', 'equal', 'stable-reads', 'never-stale', 'promise', 'last-copy'),
         why='One leg fails a hot write: the lane answers as if all were well, and the leg counts on.',
@@ -606,7 +606,7 @@ BLIND: list[Plant] = [
     Plant(
         name='view_of_the_buffer_given_away',
         target='mirrorfs.fs.lane:Lane._serve',
-        old='opcode == wire.FUSE_WRITE and size > small',
+        old='opcode == FUSE_WRITE and size > small',
         new='size < 0',
         checker='promise',
         also=('acknowledged-everywhere', 'one-order', 'stable-reads', 'defect'),
@@ -625,7 +625,7 @@ BLIND: list[Plant] = [
     Plant(
         name='dsync_write_served_by_the_lane',
         target='mirrorfs.fs.lane:Lane._write',
-        old='call[_FLAGS] & os.O_DSYNC or not _allowed(',
+        old='flags & os.O_DSYNC or not _allowed(',
         new='not _allowed(',
         checker='fsync-durable',
         also=('promise',),
@@ -640,15 +640,6 @@ BLIND: list[Plant] = [
         also=('window', 'equal', 'never-stale', 'clearing-last', 'promise', 'stable-reads', 'clean-stop'),
         why='A call of the lane that takes longer than 0.2 ms is still under way when the slow path, a '
         'recovery window or the closing of a leg relies on its end.',
-    ),
-    Plant(
-        name='small_request_overtakes_the_mate',
-        target='mirrorfs.fs.lane:Lane._serve',
-        old='while self._lent:',
-        new='while False:',
-        checker='one-order',
-        also=('equal', 'promise', 'stable-reads', 'never-stale', 'window', 'clearing-last', 'defect'),
-        why='The mate is between two legs with a large write; the lane does a small one over it meanwhile.',
     ),
     Plant(
         name='failed_sync_answered',
@@ -667,15 +658,6 @@ BLIND: list[Plant] = [
         checker='fsync-durable',
         also=('promise',),
         why='The other leg is still syncing when the caller is told, and the power goes.',
-    ),
-    Plant(
-        name='requests_behind_a_stuck_one_forgotten',
-        target='mirrorfs.fs.gateway:Gateway._supersede',
-        old='while lane.tickets:',
-        new='while False:',
-        checker='defect',
-        also=('promise',),
-        why='The mate is stuck; what waits behind it is never answered.',
     ),
     # The pool
     Plant(

@@ -302,7 +302,8 @@ async def test_a_stuck_lane_is_replaced_and_its_request_taken_over(
         assert gateway.superseded == 1
         assert bytes(request.data) == b'stuck'
         gateway.give_back(request)
-        assert gateway.fresh_buffer() is not request.data.obj, 'a buffer that a stuck lane used was given out'  # type: ignore[union-attr]
+        fresh = gateway.fresh_buffer().obj
+        assert fresh is not request.data.obj, 'a buffer that a stuck lane used was given out'  # type: ignore[union-attr]
 
 
 async def test_a_superseded_lane_writes_to_no_further_leg(

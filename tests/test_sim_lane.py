@@ -19,6 +19,7 @@ from functools import partial
 import pytest
 import trio
 from crashtools import B, Failed, simulate, w
+from plants import Plant
 from plants_blind import BLIND
 from trio.testing import wait_all_tasks_blocked
 
@@ -74,7 +75,7 @@ MEANWHILE: dict[str, tuple[Operation, ...]] = {
     'stop': (('stop',),),
 }
 ASKED = {'write': w(0, 2), 'across': w(B - 1, 2), 'read': ('read', 0, 2), 'read-across': ('read', B - 1, 2)}
-TWO_LARGE: Operation = ('both', w(0, 16), w(8, 16), w(6, 2), ('read', 0, 2))
+TWO_LARGE: Operation = ('both', w(0, 6), w(4, 6), w(4, 1), ('read', 0, 2))
 """The first of them the mate's, as long as the others wait."""
 SCRIPTS = {
     f'{asked} {what}': Script(ASKED[asked], MEANWHILE[what], troubled=what == 'stop')
@@ -95,7 +96,7 @@ SCRIPTS |= {
     'flush write': Script(('flush',), (w(0), ('fail', 1)), UNFLUSHED),
     'zeros write': Script(('read', 0, 2), (w(0),), (w(B),)),
     'two-large write': Script(TWO_LARGE, (w(1),)),
-    'two-large overlap': Script(TWO_LARGE, (w(14, 4),)),
+    'two-large overlap': Script(TWO_LARGE, (w(2, 4),)),
     'two-large fail-readd': Script(TWO_LARGE, (('fail', 1), ('readd', 1))),
     'two-large fail-write': Script(TWO_LARGE, (('fail', 1), w(0))),
     'two-large sweep-write': Script(TWO_LARGE, (('sweep',), w(0))),
@@ -259,14 +260,37 @@ def test_no_thread_outlives_a_simulation() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == 'lockstep']
 
 
+MATE = (
+    Plant(
+        name='small_request_overtakes_the_mate',
+        target='mirrorfs.fs.lane:Lane._serve',
+        old='while self._lent:',
+        new='while False:',
+        checker='one-order',
+        also=('equal', 'promise', 'stable-reads', 'never-stale', 'window', 'clearing-last', 'defect'),
+        why='The mate is between two legs with a large write; the lane does a small one over it meanwhile.',
+    ),
+    Plant(
+        name='requests_behind_a_stuck_one_forgotten',
+        target='mirrorfs.fs.gateway:Gateway._supersede',
+        old='while lane.tickets:',
+        new='while False:',
+        checker='defect',
+        also=('promise',),
+        why='The mate is stuck; what waits behind it is never answered.',
+    ),
+)
+"""Bugs that are found by holding the mate."""
 PLANTS: dict[str, list[tuple[Callable[[str, int], bool], str]]] = {
     'superseded_lane_goes_on': [(stuck, 'write fail-readd')],
+    'small_request_overtakes_the_mate': [(partial(held, seed=6), 'two-large write')],
+    'requests_behind_a_stuck_one_forgotten': [(partial(stuck, kind='mate'), 'two-large write')],
 }
 
 
 @pytest.mark.parametrize('name', PLANTS)
 def test_a_bug_planted_in_the_lane_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    next(plant for plant in BLIND if plant.name == name).sow(monkeypatch)
+    next(plant for plant in (*BLIND, *MATE) if plant.name == name).sow(monkeypatch)
     with pytest.raises((Failed, Violation, AssertionError)):
         for mode, script in PLANTS[name]:
             for point in itertools.count():

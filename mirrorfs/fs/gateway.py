@@ -61,7 +61,7 @@ class Gateway:
         self._returned: dict[int, trio.Event] = {}
         """By unique number of a request that was taken over: set when the leg call for it has come back."""
         self._backlog: deque[bytes] = deque()
-        self._buffers: list[bytearray] = []
+        self._buffers: list[memoryview] = []
         self._near, self.far = self.system.channel()
         self.syncing = Syncing(self.system, self.reply, self._sync_by_trio)
         self.lane = Lane(self)
@@ -118,14 +118,14 @@ class Gateway:
     def _sync_by_trio(self, request: Request) -> None:
         self.tell(self.handle, request)
 
-    def fresh_buffer(self) -> bytearray:
+    def fresh_buffer(self) -> memoryview:
         """Return a request buffer that nobody uses."""
         try:
             return self._buffers.pop()
         except IndexError:
-            return bytearray(BUFFER_SIZE)
+            return memoryview(bytearray(BUFFER_SIZE))
 
-    def recycle(self, buffer: bytearray) -> None:
+    def recycle(self, buffer: memoryview) -> None:
         """Take back a buffer that nobody uses any more."""
         if len(self._buffers) < _BUFFERS_KEPT:
             self._buffers.append(buffer)
@@ -134,7 +134,7 @@ class Gateway:
         """Take back the buffer of a handed-over write; not one that a stuck lane may still be using."""
         whole = request.data.obj if isinstance(request.data, memoryview) else None
         if isinstance(whole, bytearray) and request.returned is None:
-            self.recycle(whole)
+            self.recycle(memoryview(whole))
 
     def reply(self, unique: int, error: int, body: bytes | bytearray | memoryview = b'') -> None:
         """Answer a request: a body, or an errno.  From any thread."""

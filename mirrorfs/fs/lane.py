@@ -37,6 +37,7 @@ import trio
 
 from mirrorfs import limits
 from mirrorfs.fs import wire
+from mirrorfs.fs.wire import FUSE_READ, FUSE_WRITE, WRITE_DATA
 from mirrorfs.hot import READ, WRITE, ZEROS, HotTable
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Ticket = list[Any]
-"""[slot in a call or None, opcode, unique, node, offset, size, flags, the buffer it was read into]"""
+"""[slot in a call or None, opcode, unique, node, offset, size, flags, the buffer it is in]"""
 SLOT, _OPCODE, UNIQUE, NODE, _OFFSET, _SIZE, _FLAGS, _BUFFER = range(8)
 BUFFER_SIZE = limits.REQUEST_MAX + limits.PAGE
 _SMALL = 64 << 10
@@ -56,7 +57,9 @@ _NOT_READY = 100
 """Milliseconds after which a waiting lane looks around, whatever happens."""
 GONE = (errno.ENOENT, errno.ENODEV)
 """A reply meets this when its caller was killed, or the mount is gone."""
-_OURS = frozenset((wire.FUSE_READ, wire.FUSE_WRITE, wire.FUSE_FSYNC, wire.FUSE_FALLOCATE, wire.FUSE_LSEEK))
+_HEADER = wire.OUT_HEADER.size
+_written = wire.WRITE_REPLY.pack
+_OURS = frozenset((FUSE_READ, FUSE_WRITE, wire.FUSE_FSYNC, wire.FUSE_FALLOCATE, wire.FUSE_LSEEK))
 
 
 @dataclass(slots=True)
@@ -82,8 +85,8 @@ def as_request(call: Ticket) -> Request:
     """Return a ticket's request as trio wants it; data of a WRITE is a view of the lane's buffer."""
     slot, opcode, unique, node, offset, size, flags, buffer = call
     request = Request(opcode, unique, node, offset, size, flags, stuck=slot)
-    if opcode == wire.FUSE_WRITE:
-        request.data = memoryview(buffer)[wire.WRITE_DATA : wire.WRITE_DATA + size]
+    if opcode == FUSE_WRITE:
+        request.data = buffer[WRITE_DATA : WRITE_DATA + size]
     elif opcode == wire.FUSE_FALLOCATE:
         _, request.offset, request.size, request.flags, _ = wire.FALLOCATE_IN.unpack_from(buffer, wire.BODY)
     elif opcode == wire.FUSE_LSEEK:
@@ -92,7 +95,10 @@ def as_request(call: Ticket) -> Request:
 
 
 class Superseded(Exception):
-    """The watchdog has taken the tickets."""
+    """The watchdog has taken the tickets, that of `call` among them, which this thread was doing."""
+
+    def __init__(self, call: Ticket | None = None) -> None:
+        self.call = call
 
 
 class Lane:
@@ -137,11 +143,16 @@ class Lane:
                     # Whatever this is, the mount lives and its callers learn of it.
                     log.critical('unexpected error in the data lane', exc_info=True)
                     self._give_up()
-        except Superseded:
-            pass
+        except Superseded as end:
+            self._report(end)
         finally:
             self._poller.close()
             self._leave_mate()
+
+    def _report(self, end: Superseded) -> None:
+        """Have trio know that the leg call which this thread may have been in has come back."""
+        if end.call:
+            self.gateway.tell(self.gateway.lane_returned, end.call)
 
     def _give_up(self) -> None:
         """Fail the requests under way."""
@@ -157,7 +168,7 @@ class Lane:
         readv, clock = gateway.system.readv, gateway.system.clock
         unpack, tickets = wire.REQUEST.unpack_from, self.tickets
         small, wide = self._small, self._wide
-        until = 0.0
+        until: float | None = None
         buffer = gateway.fresh_buffer()
         parts = [buffer]
         held: tuple[HotTable, Ticket] | None = None
@@ -168,6 +179,8 @@ class Lane:
                 if held:
                     self._go_on(held)
                     held = None
+                elif until is None:
+                    until = clock() + gateway.poll_seconds
                 elif clock() >= until and not self._wait():
                     return
                 continue
@@ -180,24 +193,24 @@ class Lane:
                 if error.errno not in (errno.ENOENT, errno.EINTR):  # ENOENT: its caller was killed
                     raise
                 continue
-            until = clock() + gateway.poll_seconds
+            until = None
             opcode, unique, node, offset, size, flags = unpack(buffer)
             self.unique = unique
             table = tables.get(node)
             if table is None or opcode not in _OURS:
-                self._forward(opcode, unique, table, memoryview(buffer)[:length])
+                self._forward(opcode, unique, table, buffer[:length])
                 continue
             call: Ticket = [None, opcode, unique, node, offset, size, flags, buffer]
             tickets.append(call)
             if self.superseded:
                 self._too_late(call)
-            if opcode == wire.FUSE_WRITE and size > small:  # which keeps the buffer
+            if opcode == FUSE_WRITE and size > small:  # which keeps the buffer
                 buffer = gateway.fresh_buffer()
                 parts = [buffer]
             if held:
                 self._lend(held)
                 held = None
-            if opcode == wire.FUSE_WRITE and size >= wide:
+            if opcode == FUSE_WRITE and size >= wide:
                 held = table, call
                 continue
             while self._lent:
@@ -212,7 +225,7 @@ class Lane:
             pass  # the watchdog has found it
         else:
             self._hand_over(call)
-        raise Superseded
+        raise Superseded(call)
 
     # The mate
 
@@ -254,8 +267,8 @@ class Lane:
             table, call = job
             try:
                 self._answer(table, call)
-            except Superseded:
-                pass
+            except Superseded as end:
+                self._report(end)
             except Exception:
                 log.critical('unexpected error beside the data lane', exc_info=True)
                 if call in self.tickets:
@@ -266,26 +279,19 @@ class Lane:
     # One request
 
     def _answer(self, table: HotTable, call: Ticket) -> None:
-        """Do the first of the requests, or hand it over.  Raises Superseded, and has trio know."""
-        try:
-            self._do(table, call)
-        except Superseded:
-            self.gateway.tell(self.gateway.lane_returned, call)
-            raise
-
-    def _do(self, table: HotTable, call: Ticket) -> None:
+        """Do the first of the requests, or hand it over.  Raises Superseded."""
         gateway, opcode = self.gateway, call[_OPCODE]
         if gateway.fault is not None:
             gateway.fault(opcode)
         reply: bytes | memoryview | None = None
-        if opcode == wire.FUSE_WRITE:
+        if opcode == FUSE_WRITE:
             reply = self._write(table, call)
-        elif opcode == wire.FUSE_READ:
+        elif opcode == FUSE_READ:
             reply = self._read(table, call)
         try:
             self.tickets.remove(call)
         except ValueError:
-            raise Superseded from None
+            raise Superseded(call) from None
         if reply is None:
             if opcode != wire.FUSE_FSYNC or not gateway.syncing.begin(table, as_request(call)):
                 self._hand_over(call)
@@ -295,7 +301,7 @@ class Lane:
         except OSError as error:
             if error.errno not in GONE:
                 raise
-        if opcode == wire.FUSE_WRITE and call[_SIZE] > self._small:
+        if opcode == FUSE_WRITE and call[_SIZE] > self._small:
             gateway.recycle(call[_BUFFER])
 
     def _hand_over(self, call: Ticket) -> None:
@@ -307,38 +313,44 @@ class Lane:
 
     def _write(self, table: HotTable, call: Ticket) -> bytes | None:
         """Write to all legs and return the reply; None where trio has to do it, from the start."""
-        offset, size = call[_OFFSET], call[_SIZE]
+        _, _, unique, _, offset, size, flags, buffer = call
         if not 0 < size <= table.size - offset:
             return None
         # In this order: who withdraws a permission then changes the legs, or looks what was touched, must
         # not find the lane between the two.
         targets = table.targets
         table.touched[offset >> table.shift] = 1
-        if call[_FLAGS] & os.O_DSYNC or not _allowed(table, offset, size, WRITE):
+        if flags & os.O_DSYNC or not _allowed(table, offset, size, WRITE):
             return None
         step = size if size <= self._piece else self._step(table, offset, size)
-        if not self._write_legs(targets, call, step):
+        if step == size:
+            done = self._write_legs(targets, call, buffer[WRITE_DATA : WRITE_DATA + size], offset)
+        else:
+            done = all(
+                self._write_legs(
+                    targets, call, buffer[at : min(at + step, WRITE_DATA + size)], offset + at - WRITE_DATA
+                )
+                for at in range(WRITE_DATA, WRITE_DATA + size, step)
+            )
+        if not done:
             return None
         table.unflushed += size
         table.writes += 1
         table.written_bytes += size
-        return wire.WRITE_REPLY.pack(24, 0, call[UNIQUE], size, 0)
+        return _written(24, 0, unique, size, 0)
 
-    def _write_legs(self, targets: tuple[Any, ...], call: Ticket, step: int) -> bool:
-        """Write to all legs in order, `step` bytes a call; False if one fails."""
-        pwrite, offset, size = self._pwrite, call[_OFFSET], call[_SIZE]
-        data = memoryview(call[_BUFFER])[wire.WRITE_DATA : wire.WRITE_DATA + size]
+    def _write_legs(self, targets: tuple[Any, ...], call: Ticket, data: memoryview, offset: int) -> bool:
+        """Write to all legs in order; False if one fails."""
+        pwrite = self._pwrite
         for fd, base, slot in targets:
             call[SLOT] = slot
-            for at in range(0, size, step):
-                if self.superseded:
-                    raise Superseded
-                part = data if step == size else data[at : at + step]
-                try:
-                    if pwrite(fd, part, base + offset + at) != len(part):
-                        return False
-                except OSError:
+            if self.superseded:
+                raise Superseded(call)
+            try:
+                if pwrite(fd, data, base + offset) != len(data):
                     return False
+            except OSError:
+                return False
         call[SLOT] = None
         return True
 
@@ -354,27 +366,27 @@ class Lane:
 
     def _read(self, table: HotTable, call: Ticket) -> memoryview | None:
         """Return the reply for a read of what is never written or in the page cache; None for trio's."""
-        offset, size = call[_OFFSET], call[_SIZE]
+        _, _, unique, _, offset, size, _, _ = call
         if not 0 < size <= min(table.size - offset, limits.REQUEST_MAX):
             return None
-        reply = self.out[: wire.OUT_HEADER.size + size]
+        reply = self.out[: _HEADER + size]
         homes = table.homes
         if homes and _allowed(table, offset, size, READ):
             fd, base, slot, flags = homes[((offset >> table.shift) >> table.home_shift) % len(homes)]
             call[SLOT] = slot
             if self.superseded:
-                raise Superseded
+                raise Superseded(call)
             try:
-                if self._preadv(fd, (reply[wire.OUT_HEADER.size :],), base + offset, flags) != size:
+                if self._preadv(fd, (reply[_HEADER:],), base + offset, flags) != size:
                     return None
             except OSError:
                 return None
             call[SLOT] = None
         elif _allowed(table, offset, size, ZEROS):
-            reply[wire.OUT_HEADER.size :] = _ZEROS[:size]
+            reply[_HEADER:] = _ZEROS[:size]
         else:
             return None
-        wire.OUT_HEADER.pack_into(reply, 0, len(reply), 0, call[UNIQUE])
+        wire.OUT_HEADER.pack_into(reply, 0, _HEADER + size, 0, unique)
         table.reads += 1
         table.read_bytes += size
         return reply
@@ -383,7 +395,7 @@ class Lane:
         """Pass a request to pyfuse3.  INTERRUPT is dropped: nothing here can be interrupted."""
         if opcode == wire.FUSE_INTERRUPT:
             return
-        if opcode == wire.FUSE_WRITE and len(message) > wire.WRITE_DATA + limits.CONTROL_WRITE_MAX:
+        if opcode == FUSE_WRITE and len(message) > WRITE_DATA + limits.CONTROL_WRITE_MAX:
             # Cut down to what is just too long: it is refused there, with an event, and fits the socket.
             message = wire.shorten_write(message, limits.CONTROL_WRITE_MAX + 1)
         if opcode == wire.FUSE_INIT:

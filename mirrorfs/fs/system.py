@@ -50,7 +50,7 @@ class System:
     """The real ones.  The calls are the os module's functions themselves: nothing is between."""
 
     def __init__(self) -> None:
-        self.readv: Callable[[int, list[bytearray]], int] = os.readv
+        self.readv: Callable[[int, list[memoryview]], int] = os.readv
         self.write: Callable[[int, bytes | memoryview], int] = os.write
         self.writev: Callable[[int, tuple[bytes | bytearray | memoryview, ...]], int] = os.writev
         self.pwrite: Callable[[int, memoryview, int], int] = os.pwrite

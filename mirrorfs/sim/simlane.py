@@ -48,7 +48,7 @@ _GETATTR = 3
 _TICK = 25e-6
 """What the lane's clock advances each time that somebody looks."""
 _CHANNEL_ROOM = 2
-_PIECE, _WIDE = 2 << 10, 4 << 10
+_PIECE, _WIDE = 16 << 10, 8 << 10
 """As limits.LANE_PIECE and LANE_WIDE, for writes of the sizes that are simulated."""
 _LAST_REPLIES = 10.0
 """Seconds within which the requests under way are answered, some way, when a volume has stopped."""
@@ -502,7 +502,7 @@ class SimSystem(System):
         return self._mount.begin_thread(name, run)
         yield
 
-    def _readv(self, parts: list[bytearray], thread: Lockstep) -> Work[int]:
+    def _readv(self, parts: list[memoryview], thread: Lockstep) -> Work[int]:
         yield None
         mount = self._mount
         if mount.unmounted:
