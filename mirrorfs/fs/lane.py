@@ -22,6 +22,7 @@ per leg, write reply), no copy in Python, no lock, no allocation but the ticket 
 """
 
 import errno
+import functools
 import logging
 import os
 import select
@@ -291,7 +292,7 @@ class Lane:
             message = wire.shorten_write(message, limits.CONTROL_WRITE_MAX + 1)
         if opcode == wire.FUSE_INIT:
             self.gateway.init_unique = unique
-            self.gateway.tuning[unique] = lambda reply: wire.tune_init(reply, limits.MAX_BACKGROUND)
+            self.gateway.tuning[unique] = self.gateway.tune_init
         elif opcode == wire.FUSE_OPEN and table is not None:
             self.gateway.tuning[unique] = wire.tune_open
         self.gateway.forward(message)
@@ -357,6 +358,7 @@ class Gateway:
         *,
         poll_seconds: float = limits.LANE_POLL,
         stuck_seconds: float = limits.LANE_STUCK,
+        cached: bool = False,
         system: System | None = None,
     ) -> None:
         self.fuse = fuse
@@ -365,6 +367,9 @@ class Gateway:
         """Node number (inode) of each served image to its hot table."""
         self.tuning: dict[int, Callable[[memoryview], None]] = {}
         """Unique numbers of requests whose replies are changed in passing."""
+        self.tune_init = functools.partial(
+            wire.tune_init, max_background=limits.MAX_BACKGROUND, cached=cached
+        )
         self.poll_seconds = poll_seconds
         self.fault: Callable[[int], None] | None = None
         """Test hook: called by the lane for each request for bytes."""
