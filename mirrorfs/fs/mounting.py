@@ -207,12 +207,13 @@ def abort(mount: Mount) -> None:
 
     Root may, and who mounted it where fusectl is mounted.
     """
+    if mount not in mounts():
+        return
     number = mount.device.partition(':')[2]
     try:
         Path(f'/sys/fs/fuse/connections/{number}/abort').write_text('1')
     except OSError:
-        if mount in mounts():
-            _abort(mount.mountpoint)
+        _abort(mount.mountpoint)
 
 
 def _abort(mountpoint: str) -> None:

@@ -3,13 +3,14 @@
 Opens for reading alone go through it, those that may write past it.  So a page is never dirty, and never
 filled by a write whose request is still under way: dropping such a page would let a reader put the old bytes
 back for good.  All that changes bytes is followed by FUSE_NOTIFY_INVAL_INODE, with which the kernel drops
-pages: after a write before it is answered, after what else changes what is read (a repair, other legs) soon.
-While pages may be there, all writes take the slow path, since the lane tells nobody.
+pages: after a write, before it is answered; after a repair, or where other legs are read now, soon.  (It
+drops all by itself when it learns of another size.)  While pages may be there, all writes take the slow path,
+since the lane tells nobody.
 
 The kernel's call waits, where no signal reaches it, for reads of these pages that are under way: for answers
 of ours.  A thread of the daemon in such a wait could not be killed, and the mount would hang with it; so a
-process of its own makes the calls.  It has nothing open but the FUSE descriptor; when the daemon is gone while
-a call waits, it aborts the connection, and all who wait get an error.
+process of its own makes the calls.  It has nothing open but the FUSE descriptor; when the daemon is gone
+while a call waits, it aborts the connection, and all who wait get an error.
 """
 
 import errno
@@ -171,7 +172,12 @@ class PageCaches:
     async def run(self) -> None:
         """Have things dropped for ever, by a new helper where one has died."""
         while True:
-            helper = Helper(self._fuse, self._mount)
+            try:
+                helper = Helper(self._fuse, self._mount)
+            except OSError as error:
+                log.error('no process to drop cached pages: %s', error.strerror)
+                await trio.sleep(_RETRY)
+                continue
             with helper.socket:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._tell, helper.socket)
@@ -229,14 +235,49 @@ def _help(fuse: int, daemon: socket.socket, mount: mounting.Mount) -> None:
     signal.set_wakeup_fd(-1)
     os.chdir('/')
     _close_all_but(fuse, daemon.fileno())
-    pending: set[threading.Thread] = set()
-    while message := _receive(daemon):
-        pending = {thread for thread in pending if thread.is_alive()}
-        thread = threading.Thread(target=_drop, args=(fuse, daemon, message), daemon=True)
-        pending.add(thread)
-        thread.start()
-    if any(thread.is_alive() for thread in pending):
+    crew = _Crew(fuse, daemon)
+    crew.gone.wait()
+    if crew.busy:
         mounting.abort(mount)
+
+
+class _Crew:
+    """Threads that make calls until the daemon is gone; one of them always waits for the next message.
+
+    There are never more than images, and one: an image has one call under way.
+    """
+
+    def __init__(self, fuse: int, daemon: socket.socket) -> None:
+        self.gone = threading.Event()
+        self.busy = 0
+        self._idle = 0
+        self._fuse = fuse
+        self._daemon = daemon
+        self._lock, self._listening = threading.Lock(), threading.Lock()
+        self._add_one()
+
+    def _add_one(self) -> None:
+        self._idle += 1
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while message := self._next():
+            _drop(self._fuse, self._daemon, message)
+            with self._lock:
+                self.busy -= 1
+                self._idle += 1
+        self.gone.set()
+
+    def _next(self) -> bytes:
+        """Return the next message; when there is none any more, `busy` counts all who had one."""
+        with self._listening:
+            if message := _receive(self._daemon):
+                with self._lock:
+                    self.busy += 1
+                    self._idle -= 1
+                    if not self._idle:
+                        self._add_one()
+            return message
 
 
 def _receive(daemon: socket.socket) -> bytes:

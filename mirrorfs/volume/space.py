@@ -169,7 +169,6 @@ class Space:
             volume.keeper.record = volume.keeper.record.but(size=size, events=volume.keeper.record.events + 1)
             await volume.keeper.commit()
             volume.hot.size = size
-        volume.cache.changed(record.size, size - record.size)  # with the page that the old end was in
         volume.gate.offer(0, chunks - 1)
         volume.emit('Grow', volume.name, '', f'{record.size} -> {size} bytes')
 
