@@ -21,9 +21,11 @@ from faulttools import FaultPool, abort_mount
 from mounts import (
     KEEP_SIZE,
     MIB,
+    MOUNT,
     PUNCH_HOLE,
     MountedPool,
     Volume,
+    await_end,
     child,
     daemons_of,
     examine,
@@ -589,6 +591,25 @@ def test_readers_see_every_write_beside_recovery_growth_and_changes_of_legs(pool
 def helper_of(pool: MountedPool) -> int:
     found: int = wait_for(lambda: [pid for pid in daemons_of(pool.base) if pid != pool.pid], 'a helper')[0]
     return found
+
+
+def test_a_helper_of_a_daemon_in_the_background_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with MountedPool(base=tmp_path) as pool:
+        pool.make()
+        volume = pool.volume_at_rest('disk', 4 * MIB)
+        done = run(*MOUNT, pool.directory, pool.mountpoint, '-o', 'cache=auto', timeout=30)
+        assert done.returncode == 0, done.stderr
+        daemon = pool.status()['pid']
+        volume.put(0, b'old')
+        assert volume.get(0, 3) == b'old'
+        volume.put(0, b'new')
+        assert volume.get(0, 3) == b'new'
+        (helper,) = wait_for(lambda: [pid for pid in daemons_of(pool.base) if pid != daemon], 'a helper')
+        opened = [os.readlink(fd) for fd in Path(f'/proc/{helper}/fd').iterdir()]
+        assert sorted({name.split(':')[0] for name in opened}) == ['/dev/fuse', '/dev/null', 'socket']
+        assert run('umount', pool.mountpoint).returncode == 0
+        await_end(daemon)
+        await_end(helper)
 
 
 def test_who_changes_what_is_read_waits_until_the_pages_are_dropped(pool: MountedPool) -> None:
