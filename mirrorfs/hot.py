@@ -38,12 +38,17 @@ class HotTable:
         chunks = -(-size // chunk_size)
         self.flags = bytearray(chunks)
         self.touched = bytearray(chunks)
+        self.fine = bytearray(chunks)
+        """Chunks that the lane has written whole, in pieces, see `limits.LANE_PIECE`; a guess."""
         self.targets: tuple[Any, ...] = ()
         self.homes: tuple[Any, ...] = ()
+        self.syncs: tuple[Callable[[], None], ...] = ()
+        """What syncs each leg, from any thread; none where that is trio's."""
         self.home_shift = max(0, 24 - self.shift)
-        self.unflushed = 0
-        """Bytes the lane wrote to each leg since the last flush began."""
-        self.reads = self.writes = self.read_bytes = self.written_bytes = 0
+        self.unflushed = self.unflushed_by_trio = 0
+        """Bytes that the lane, and trio, wrote to each leg since the last flush began.  Either sets both to
+        zero; what gets lost where they do so at the same time does no harm."""
+        self.reads = self.writes = self.read_bytes = self.written_bytes = self.flushes = 0
         self.settle: Callable[[], Awaitable[None]] = _nobody
 
     def view(self) -> npt.NDArray[np.uint8]:
@@ -70,7 +75,8 @@ class HotTable:
         return had
 
     def withdraw_writes(self) -> None:
-        """Take the permission to write from the whole volume."""
+        """Take the permission to write, and to sync, from the whole volume."""
+        self.syncs = ()
         self.view()[:] &= np.uint8(0xFF & ~WRITE)
 
     def grow(self, size: int) -> None:
@@ -79,3 +85,4 @@ class HotTable:
         more = bytes(-(-size // (1 << self.shift)) - len(self.flags))
         self.flags = self.flags + more
         self.touched = self.touched + more
+        self.fine = self.fine + more

@@ -575,9 +575,9 @@ BLIND: list[Plant] = [
     # The lane
     Plant(
         name='targets_looked_up_after_the_permission',
-        target='mirrorfs.fs.lane:Lane._serve',
-        old='self._write(table, targets, call, data)',
-        new='self._write(table, table.targets, call, data)',
+        target='mirrorfs.fs.lane:Lane._write',
+        old='self._write_legs(targets, call, step)',
+        new='self._write_legs(table.targets, call, step)',
         checker='expulsion-first',
         also=('acknowledged-everywhere', 'log-covers', 'promise'),
         why='A leg is expelled between the look at the permission and that at the legs: the write goes to '
@@ -586,8 +586,8 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='superseded_lane_goes_on',
-        target='mirrorfs.fs.lane:Lane._write',
-        old='        if not self.ticket:\n            raise _Superseded(call)\n',
+        target='mirrorfs.fs.lane:Lane._write_legs',
+        old='            if self.superseded:\n                raise Superseded\n',
         new='',
         checker='one-order',
         also=('promise', 'equal', 'stable-reads', 'never-stale'),
@@ -596,9 +596,9 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='leg_that_fails_is_left_out_by_the_lane',
-        target='mirrorfs.fs.lane:Lane._write',
-        old='        except OSError:\n            return False\n',
-        new='        except OSError:\n            continue\n',
+        target='mirrorfs.fs.lane:Lane._write_legs',
+        old='            except OSError:\n                return False\n',
+        new='            except OSError:\n                continue\n',
         checker='acknowledged-everywhere',
         also=('expulsion-first', 'equal', 'stable-reads', 'never-stale', 'promise', 'last-copy'),
         why='One leg fails a hot write: the lane answers as if all were well, and the leg counts on.',
@@ -606,12 +606,12 @@ BLIND: list[Plant] = [
     Plant(
         name='view_of_the_buffer_given_away',
         target='mirrorfs.fs.lane:Lane._serve',
-        old='                view, parts = memoryview(buffer), [buffer]\n',
-        new='                parts = [buffer]\n',
+        old='opcode == wire.FUSE_WRITE and size > small',
+        new='size < 0',
         checker='promise',
         also=('acknowledged-everywhere', 'one-order', 'stable-reads', 'defect'),
-        why='After a write of more than 64 KiB was handed over with its buffer, hot writes take their data '
-        'from that buffer.',
+        why='A write of more than 64 KiB is handed over, or left to the mate, with the buffer that the next '
+        'requests are read into.',
     ),
     Plant(
         name='last_chunk_of_a_hot_write_not_asked',
@@ -624,22 +624,58 @@ BLIND: list[Plant] = [
     ),
     Plant(
         name='dsync_write_served_by_the_lane',
-        target='mirrorfs.fs.lane:Lane._serve',
-        old='if not flags & os.O_DSYNC and _allowed(',
-        new='if _allowed(',
+        target='mirrorfs.fs.lane:Lane._write',
+        old='call[_FLAGS] & os.O_DSYNC or not _allowed(',
+        new='not _allowed(',
         checker='fsync-durable',
         also=('promise',),
         why='A write to a file opened with O_DSYNC is answered when it is in the caches.',
     ),
     Plant(
         name='grace_period_ends_after_one_look',
-        target='mirrorfs.fs.lane:Gateway._settle',
+        target='mirrorfs.fs.gateway:Gateway._settle',
         old='while call is not None and',
         new='if call is not None and',
         checker='one-order',
         also=('window', 'equal', 'never-stale', 'clearing-last', 'promise', 'stable-reads', 'clean-stop'),
         why='A call of the lane that takes longer than 0.2 ms is still under way when the slow path, a '
         'recovery window or the closing of a leg relies on its end.',
+    ),
+    Plant(
+        name='small_request_overtakes_the_mate',
+        target='mirrorfs.fs.lane:Lane._serve',
+        old='while self._lent:',
+        new='while False:',
+        checker='one-order',
+        also=('equal', 'promise', 'stable-reads', 'never-stale', 'window', 'clearing-last', 'defect'),
+        why='The mate is between two legs with a large write; the lane does a small one over it meanwhile.',
+    ),
+    Plant(
+        name='failed_sync_answered',
+        target='mirrorfs.fs.syncing:Syncing._finish',
+        old='if flush.failed:',
+        new='if False:',
+        checker='fsync-durable',
+        also=('promise', 'equal'),
+        why='A leg loses in a sync what it had in its cache; the lane says that all is durable.',
+    ),
+    Plant(
+        name='sync_answered_by_the_first_leg',
+        target='mirrorfs.fs.syncing:Syncing._serve',
+        old='if not flush.left and',
+        new='if',
+        checker='fsync-durable',
+        also=('promise',),
+        why='The other leg is still syncing when the caller is told, and the power goes.',
+    ),
+    Plant(
+        name='requests_behind_a_stuck_one_forgotten',
+        target='mirrorfs.fs.gateway:Gateway._supersede',
+        old='while lane.tickets:',
+        new='while False:',
+        checker='defect',
+        also=('promise',),
+        why='The mate is stuck; what waits behind it is never answered.',
     ),
     # The pool
     Plant(

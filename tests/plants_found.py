@@ -446,6 +446,27 @@ FOUND: dict[str, Hunt] = {
     'last_chunk_of_a_hot_write_not_asked': sequence(
         once(w(0), ('burst', 0, 1, 3), w(B - 1, 2), lane=True), schedules=10
     ),
+    'small_request_overtakes_the_mate': Hunt(
+        paced(once(*HOT, both(w(0, 16), w(8, 16), w(10, 2), w(4, 2)), ('read', 0, 24), lane=True)),
+        schedules=40,
+    ),
+    'failed_sync_answered': Hunt(
+        faulty(once(*WRITTEN, w(0), w(B), ('flush',), lane=True), 'd1', 'flush', range(1, 9)), schedules=5
+    ),
+    'sync_answered_by_the_first_leg': sequence(
+        once(*HOT, ('flush',), w(0), ('flush',), w(B), ('flush',), lane=True), cut=1.0, schedules=10
+    ),
+    'requests_behind_a_stuck_one_forgotten': Hunt(
+        faulty(
+            once(*HOT, both(w(0, 16), w(8, 16), w(24, 16), w(40, 16)), ('read', 0, 24), lane=True),
+            'd1',
+            'write',
+            range(6, 20),
+            what='slow',
+            seconds=1.0,
+        ),
+        schedules=5,
+    ),
     'definition_not_synced': sequence(once(('fail', 1), w(0)), cut=1.0),
     'rename_not_synced': sequence(once(('fail', 1), w(0)), cut=1.0),
     'leg_of_just_the_right_size_refused': sequence(once(w(0))),

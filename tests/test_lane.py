@@ -16,7 +16,8 @@ import trio
 
 from mirrorfs import hot
 from mirrorfs.fs import lane, wire
-from mirrorfs.fs.lane import Gateway, Request
+from mirrorfs.fs.gateway import Gateway
+from mirrorfs.fs.lane import Request
 
 CHUNK = 64 << 10
 SIZE = 8 * CHUNK

@@ -37,6 +37,8 @@ STUCK_SECONDS = 0.4
 
 HOT = (w(0), w(B), ('flush',), w(0), w(B))
 """Leaves both chunks to the lane."""
+UNFLUSHED = (w(0), w(B), w(0), w(B))
+"""The same, and no thread has synced yet."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ MEANWHILE: dict[str, tuple[Operation, ...]] = {
     'stop': (('stop',),),
 }
 ASKED = {'write': w(0, 2), 'across': w(B - 1, 2), 'read': ('read', 0, 2), 'read-across': ('read', B - 1, 2)}
+TWO_LARGE: Operation = ('both', w(0, 16), w(8, 16), w(6, 2), ('read', 0, 2))
+"""The first of them the mate's, as long as the others wait."""
 SCRIPTS = {
     f'{asked} {what}': Script(ASKED[asked], MEANWHILE[what], troubled=what == 'stop')
     for asked, what in itertools.product(ASKED, MEANWHILE)
@@ -88,8 +92,18 @@ SCRIPTS |= {
     'cold discard': Script(w(1), (('discard', 0, B),), (*HOT, ('discard', 0, B)), hot=False),
     'large write': Script(w(0, B + 4), (w(B, 4),), (w(0),), hot=False),
     'discard write': Script(('discard', 0, B), (w(0),), hot=False),
-    'flush write': Script(('flush',), (w(0), ('fail', 1)), hot=False),
+    'flush write': Script(('flush',), (w(0), ('fail', 1)), UNFLUSHED),
     'zeros write': Script(('read', 0, 2), (w(0),), (w(B),)),
+    'two-large write': Script(TWO_LARGE, (w(1),)),
+    'two-large overlap': Script(TWO_LARGE, (w(14, 4),)),
+    'two-large fail-readd': Script(TWO_LARGE, (('fail', 1), ('readd', 1))),
+    'two-large fail-write': Script(TWO_LARGE, (('fail', 1), w(0))),
+    'two-large sweep-write': Script(TWO_LARGE, (('sweep',), w(0))),
+    'two-large discard': Script(TWO_LARGE, (('discard', 0, B),)),
+    'flush fail-write': Script(('flush',), (('fail', 1), w(0)), UNFLUSHED),
+    'flush sweep-write': Script(('flush',), (('sweep',), w(0)), UNFLUSHED),
+    'flush remove-add': Script(('flush',), (('remove', 1), ('add', 2), ('quiet',)), UNFLUSHED),
+    'flush stop': Script(('flush',), (('stop',),), UNFLUSHED, troubled=True),
     'end grow': Script(w(CHUNKS * B), (('grow', CHUNKS + 1),), hot=False, troubled=True),
 }
 
@@ -97,8 +111,9 @@ SCRIPTS |= {
 class Stage:
     """A world with a script's lane in hand: held before the first line that deals with the request."""
 
-    def __init__(self, name: str, seed: int = 0) -> None:
+    def __init__(self, name: str, seed: int = 0, kind: str = 'lane') -> None:
         self.script = SCRIPTS[name]
+        self.kind = kind
         self.seed = seed
         self.world = LaneWorld(CHUNKS, 2, seed, pace=Freely(), odd=False)
         self.held = Held()
@@ -116,11 +131,14 @@ class Stage:
                 await verbs.perform(world, operation)
             world.model.grow((CHUNKS + 1) * B)
             world.troubled |= script.troubled
-            self.mount.paces[self.lane] = self.held
+            if self.kind == 'lane':
+                self.mount.paces[self.lane] = self.held
+            else:
+                self.mount.named[self.kind] = self.held
             async with trio.open_nursery() as self.nursery:
                 self.nursery.start_soon(self._ask)
                 await wait_all_tasks_blocked()
-                self.thread = self.lane
+                self.thread = self.lane if self.kind == 'lane' else self.mount.threads[-1]
                 await act(self)
                 self.held.released.set()
             await self._finish()
@@ -133,6 +151,10 @@ class Stage:
     @property
     def lane(self) -> Lockstep:
         return self.mount.lane
+
+    def advance(self, points: int) -> int:
+        """Let the thread in hand, which is the newest of its kind, pass some points."""
+        return self.thread.advance(points)
 
     async def _ask(self) -> None:
         await verbs.perform(self.world, self.script.asked)
@@ -173,29 +195,29 @@ class Stage:
 # The ways to interleave.  Each plays one case and returns whether there are more points.
 
 
-def held(name: str, point: int, seed: int = 0) -> bool:
-    stage, passed = Stage(name, seed), 0
+def held(name: str, point: int, seed: int = 0, kind: str = 'lane') -> bool:
+    stage, passed = Stage(name, seed, kind), 0
 
     async def act(stage: Stage) -> None:
         nonlocal passed
-        passed = stage.lane.advance(point)
+        passed = stage.advance(point)
         await stage.as_far_as_it_can()
 
-    stage.play(act, f'held {name} {point} {seed}')
+    stage.play(act, f'held {kind} {name} {point} {seed}')
     return passed == point
 
 
-def stuck(name: str, point: int, seed: int = 0) -> bool:
-    stage, passed = Stage(name, seed), 0
+def stuck(name: str, point: int, seed: int = 0, kind: str = 'lane') -> bool:
+    stage, passed = Stage(name, seed, kind), 0
 
     async def act(stage: Stage) -> None:
         nonlocal passed
-        passed = stage.lane.advance(point)
+        passed = stage.advance(point)
         await trio.sleep(STUCK_SECONDS)
         superseded.append(stage.mount.superseded)
         await stage.as_far_as_it_can()
 
-    stage.play(act, f'stuck {name} {point} {seed}')
+    stage.play(act, f'stuck {kind} {name} {point} {seed}')
     return passed == point
 
 
@@ -214,6 +236,22 @@ def test_a_lane_stuck_at_any_point_is_replaced_and_breaks_no_promise(name: str) 
     points = next(k for k in itertools.count() if not stuck(name, k))
     assert points > 20
     assert any(superseded)
+
+
+HELPERS = [
+    (script.split()[0].replace('two-large', 'mate').replace('flush', 'sync'), script)
+    for script in sorted(SCRIPTS)
+    if script.startswith(('two-large ', 'flush '))
+]
+
+
+@pytest.mark.parametrize(('kind', 'name'), HELPERS[:: 1 if ALL else 3])
+@pytest.mark.parametrize('mode', [held, stuck])
+def test_a_thread_beside_the_lane_at_any_point_breaks_no_promise(
+    kind: str, name: str, mode: Callable[..., bool]
+) -> None:
+    points = next(k for k in itertools.count() if not mode(name, k, kind=kind))
+    assert points > 5
 
 
 def test_no_thread_outlives_a_simulation() -> None:

@@ -27,8 +27,8 @@ from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.fs import mounting
+from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.images import Images
-from mirrorfs.fs.lane import Gateway
 from mirrorfs.fs.names import Names
 from mirrorfs.fs.pagecache import PageCaches
 from mirrorfs.fs.tree import Tree

@@ -11,7 +11,8 @@ import trio
 
 from mirrorfs.errors import Refused
 from mirrorfs.fs import wire
-from mirrorfs.fs.lane import Gateway, Request
+from mirrorfs.fs.gateway import Gateway
+from mirrorfs.fs.lane import Request
 from mirrorfs.fs.pagecache import PageCaches
 from mirrorfs.leg.file import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from mirrorfs.pool import Entry
@@ -62,7 +63,7 @@ class Images:
         self._nursery.start_soon(self._answer, request)
 
     def lane_stuck(self, node: int, slot: int, returned: trio.Event) -> None:
-        """See `mirrorfs.fs.lane.Taken`."""
+        """See `mirrorfs.fs.gateway.Taken`."""
         entry = self._nodes.get(node)
         if entry and entry.started:
             # Known before any other task runs, and before the fresh lane begins.

@@ -184,7 +184,7 @@ def _running(entry: Entry) -> dict[str, Any]:
             'writes': hot.writes + counters.writes,
             'read_bytes': hot.read_bytes + counters.read_bytes,
             'written_bytes': hot.written_bytes + counters.written_bytes,
-            'flushes': counters.flushes,
+            'flushes': counters.flushes + hot.flushes,
             'lane_reads': hot.reads,
             'lane_writes': hot.writes,
         },

@@ -18,6 +18,8 @@ FUSE_LSEEK = 46
 
 IN_HEADER = struct.Struct('<IIQQIIIHH')
 """fuse_in_header: len opcode unique nodeid uid gid pid total_extlen padding"""
+REQUEST = struct.Struct('<4xIQQ16x8xQI12xI')
+"""What the lane looks at in a READ or WRITE, header included: opcode unique nodeid offset size flags."""
 READ_IN = struct.Struct('<QQIIQII')
 """fuse_read_in: fh offset size read_flags lock_owner flags padding"""
 WRITE_IN = struct.Struct('<QQIIQII')

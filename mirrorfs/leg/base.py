@@ -140,6 +140,13 @@ class LaneLeg(Protocol):
     fd: int
     """What the lane's calls go to; stays open while any of them is under way."""
 
+    def sync(self) -> None:
+        """As `Leg.flush`, in the thread that calls it, which may be any; among `calls` until it returns.
+
+        What one of them was told is told to the other: once either has failed, both fail.
+        """
+        ...
+
     def nowait(self) -> int:
         """Return the flag for reads that are not to wait for a disk; 0 where there is none."""
         ...

@@ -58,12 +58,15 @@ class FileLeg:
         self._lost: OSError | None = None
         self.lane_calls = 0
         """Calls of superseded lanes that have not returned."""
+        self._syncs: list[None] = []
+        """One for each `sync` under way: to append and to pop is atomic, to count is not."""
         self._closed = False
+        self._closing = threading.Lock()
         self._looking = False
 
     @property
     def calls(self) -> int:
-        return self._workers.calls + self.lane_calls
+        return self._workers.calls + self.lane_calls + len(self._syncs)
 
     @property
     def size(self) -> int:
@@ -190,6 +193,16 @@ class FileLeg:
                     self._lost = error
             if self._lost is not None:
                 raise self._lost
+
+    def sync(self) -> None:
+        self._syncs.append(None)  # first: who closes the leg either finds this, or is found here
+        try:
+            if self._workers.closed:
+                raise LegError(errno.ECANCELED, f'{self.path} is closed')
+            self._flush()
+        finally:
+            self._syncs.pop()
+            self._close_when_idle()
 
     async def drop_cache(self) -> None:
         await self._workers.run(os.posix_fadvise, self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -384,8 +397,11 @@ class FileLeg:
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
-        if self._workers.closed and not self._workers.calls and not self.lane_calls and not self._closed:
-            self._closed = True
+        if not self._workers.closed or self.calls:
+            return
+        with self._closing:  # the last call may end in any thread
+            first, self._closed = not self._closed, True
+        if first:
             if self.is_device:
                 # The last close of a device writes back its cache: as slow as any call, so in a thread.
                 closing.add(self.path)

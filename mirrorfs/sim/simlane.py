@@ -12,7 +12,7 @@ import os
 import random
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, cast
@@ -21,10 +21,10 @@ import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import LegError
-from mirrorfs.fs import lane as lanes
-from mirrorfs.fs import wire
+from mirrorfs.fs import gateway, lane, syncing, wire
+from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.images import Images
-from mirrorfs.fs.lane import Channel, Gateway, Poller, Running, System
+from mirrorfs.fs.system import Channel, Poller, Queue, Running, System
 from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.leg.file import KEEP_SIZE, PUNCH_HOLE
 from mirrorfs.pool import Entry, Pool
@@ -38,9 +38,9 @@ from mirrorfs.volume.volume import Volume
 
 NODE = 5
 """The image's node number."""
-TRACED = frozenset((lanes.__file__,))
+TRACED = frozenset((lane.__file__, gateway.__file__, syncing.__file__))
 """Files every line of which is an interleaving point, if a lane runs it."""
-LANE_COUNTS = ('hot writes', 'hot reads', 'lanes superseded')
+LANE_COUNTS = ('hot writes', 'hot reads', 'hot syncs', 'mates', 'lanes superseded')
 """What a world's tally says of lanes."""
 _FUSE = 3
 """The mount's descriptor; those of legs are above it, and never used again."""
@@ -48,19 +48,49 @@ _GETATTR = 3
 _TICK = 25e-6
 """What the lane's clock advances each time that somebody looks."""
 _CHANNEL_ROOM = 2
+_PIECE, _WIDE = 2 << 10, 4 << 10
+"""As limits.LANE_PIECE and LANE_WIDE, for writes of the sizes that are simulated."""
 _LAST_REPLIES = 10.0
 """Seconds within which the requests under way are answered, some way, when a volume has stopped."""
 _NOT_CACHED = 0.2
 """How often a read that is not to wait finds its page not in the cache."""
 
 
+_Start = Callable[[Callable[[], Awaitable[None]]], None]
+"""Begins a task."""
+
+
 class LaneCrashLeg(CrashLeg):
     """A leg on a crash disk with a descriptor for the lane.  See `mirrorfs.leg.base.LaneLeg`."""
 
-    def __init__(self, disk: CrashDisk, hook: Hook, fd: int, *, sharing: int | None = None) -> None:
+    def __init__(
+        self, disk: CrashDisk, hook: Hook, fd: int, start: '_Start', *, sharing: int | None = None
+    ) -> None:
         super().__init__(disk, hook, sharing=sharing)
         self.fd = fd
         self.lane_calls = 0
+        self._start = start
+
+    def sync(self) -> None:
+        lockstep.call(self._sync())
+
+    def _sync(self) -> Work[None]:
+        """A thread waits while a task of trio's does the flush."""
+        over, failures = trio.Event(), []
+
+        async def flush() -> None:
+            try:
+                await self.flush()
+            except OSError as error:
+                failures.append(error)
+            finally:
+                over.set()
+
+        yield None
+        self._start(flush)
+        yield over
+        for failure in failures:
+            raise failure
 
     def nowait(self) -> int:
         return os.RWF_NOWAIT
@@ -143,8 +173,12 @@ class SimMount:
         self.pace: Pace = pace or RandomPace(world.rng)
         self.paces: dict[Lockstep, Pace] = {}
         """Threads with a pace of their own."""
+        self.named: dict[str, Pace] = {}
+        """The same by the names of threads: lane, mate, sync, relay."""
         self.lanes: list[Lockstep] = []
         self.threads: list[Lockstep] = []
+        self.late: set[Lockstep] = set()
+        """Superseded lanes that took one more request."""
         self.complaints: list[str] = []
         """What the code under test called critical."""
         self.dead = False
@@ -196,7 +230,8 @@ class SimMount:
             return
         self.dead = True
         for table in self.gateway.tables.values():
-            self.world.tally.update({'hot writes': table.writes, 'hot reads': table.reads})
+            counts = {'hot writes': table.writes, 'hot reads': table.reads, 'hot syncs': table.flushes}
+            self.world.tally.update(counts)
         self.world.tally['lanes superseded'] += self.superseded
         logging.getLogger('mirrorfs').removeHandler(self._log)
         for thread in self.threads:
@@ -224,14 +259,15 @@ class SimMount:
         self.threads.append(thread)
         if name == 'lane':
             self.lanes.append(thread)
-        name = f'{name}{len(self.threads)}'
+        self.world.tally['mates'] += name == 'mate'
+        kind, name = name, f'{name}{len(self.threads)}'
         self.world.trace.append(f'thread {name}')
-        self.nursery.start_soon(self._drive, thread, name)
+        self.nursery.start_soon(self._drive, thread, name, self.named.get(kind))
         return SimThread(self, thread)
 
-    async def _drive(self, thread: Lockstep, name: str) -> None:
+    async def _drive(self, thread: Lockstep, name: str, pace: Pace | None) -> None:
         while not thread.done:
-            points = await self.paces.get(thread, self.pace).turn()
+            points = await (self.paces.get(thread) or pace or self.pace).turn()
             passed = thread.advance(points)
             self.world.digest = zlib.crc32(f'{name} {passed} {thread.place}'.encode(), self.world.digest)
             self.check()
@@ -391,6 +427,32 @@ class SimThread:
             self._thread.advance(100)
 
 
+class SimQueue:
+    """Hands things from one thread in lockstep to another."""
+
+    def __init__(self) -> None:
+        self._items: deque[object] = deque()
+        self._news = trio.Event()
+
+    def put(self, item: object) -> None:
+        lockstep.call(self._put(item))
+
+    def _put(self, item: object) -> Work[None]:
+        self._items.append(item)
+        self._news.set()
+        return
+        yield
+
+    def get(self) -> object:
+        return lockstep.call(self._get())
+
+    def _get(self) -> Work[object]:
+        while not self._items:
+            self._news = trio.Event()
+            yield self._news
+        return self._items.popleft()
+
+
 class SimPoller:
     def __init__(self, mount: SimMount) -> None:
         self._mount = mount
@@ -418,6 +480,7 @@ class SimSystem(System):
             self._preadv(fd, parts[0], offset, flags, lockstep.current())
         )
         self.clock = self._clock
+        self.piece, self.wide = _PIECE, _WIDE
 
     def _clock(self) -> float:
         self._looked += 1
@@ -429,8 +492,15 @@ class SimSystem(System):
     def channel(self) -> tuple[Channel, Channel]:
         return self._mount.channel
 
+    def queue(self) -> Queue:
+        return SimQueue()
+
     def start(self, name: str, run: Callable[[], None]) -> Running:
+        return lockstep.call(self._start(name, run))
+
+    def _start(self, name: str, run: Callable[[], None]) -> Work[Running]:
         return self._mount.begin_thread(name, run)
+        yield
 
     def _readv(self, parts: list[bytearray], thread: Lockstep) -> Work[int]:
         yield None
@@ -440,7 +510,9 @@ class SimSystem(System):
         if not mount.inbox:
             raise BlockingIOError(errno.EAGAIN, 'no request')
         if thread is not mount.lane:
-            raise Violation('defect', 'a superseded lane takes a request')
+            if thread in mount.late:
+                raise Violation('defect', 'a superseded lane takes another request')
+            mount.late.add(thread)  # it may have looked just before; what it read is trio's
         if self._world.odd and self._world.rng.random() < 0.02:
             raise OSError(self._world.rng.choice((errno.EINTR, errno.ENOENT)), 'next, please')
         message = mount.inbox.popleft()
@@ -569,9 +641,12 @@ class LaneWorld(World):
         plain, created = await super().open(path, create_size=create_size)
         disk = cast(CrashLeg, plain).disk
         fd = _FUSE + 1 + len(self.descriptors)
-        leg = LaneCrashLeg(disk, self.hook, fd, sharing=self.sharing)
+        leg = LaneCrashLeg(disk, self.hook, fd, self._begin_task, sharing=self.sharing)
         disk.holder = self.descriptors[fd] = leg
         return leg, created
+
+    def _begin_task(self, run: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(run)
 
     @asynccontextmanager
     async def running(self, *, force: bool = False) -> AsyncGenerator[Volume, None]:

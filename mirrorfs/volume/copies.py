@@ -82,7 +82,7 @@ class Copier:
                 continue
             for member in targets:
                 member.write_errors += member.slot in failures
-            volume.counters.unflushed += copied
+            volume.hot.unflushed_by_trio += copied
             # The source may have been expelled meanwhile: then a target may be the last leg in sync.  Where a
             # filesystem that legs share is full, what another leg holds may take less room.
             verdict = judge(volume.members, keeper.in_sync, failures, shared_full=target is None)

@@ -19,5 +19,3 @@ class Counters:
     waited: float = 0.0
     waits: int = 0
     """Seconds that requests of the slow path took, and how many there were."""
-    unflushed: int = 0
-    """Bytes that the slow path wrote to each leg since the last flush began."""

@@ -39,17 +39,24 @@ class LaneGate:
         self._changed = trio.Event()
         self._closed = False
         self._homes: list[int] = []
+        self._syncs: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:
         """Take everything back, for good."""
         self._closed = True
         self._table.targets = self._table.homes = ()
+        self._withdraw_all()
+
+    def _withdraw_all(self) -> None:
+        self._table.syncs = ()
         self._table.withdraw(0, len(self._table.flags) - 1)
 
     def offer(self, first: int, last: int) -> None:
         """Give the lane what it may have of chunks first..last: nothing that someone holds exclusively."""
         if self._closed:
             return
+        may_write = self._may_write()
+        self._table.syncs = self._syncs if may_write else ()
         bad = self._bad_chunks(first, last)
         if first == last:
             if not self._locks.is_exclusive(first):
@@ -57,12 +64,12 @@ class LaneGate:
                     self._table.flags[first] = hot.ZEROS if self._log.states[first] & UNWRITTEN else 0
                     return
                 wanted, durable = int(self._log.states[first]), int(self._log.durable[first])
-                self._table.flags[first] = self._permission(wanted, durable)
+                self._table.flags[first] = self._permission(wanted, durable, may_write)
             return
         wanted_all = self._log.states[first : last + 1]
         durable_all = self._log.durable[first : last + 1]
         flags = np.where(wanted_all & np.uint8(UNWRITTEN), np.uint8(hot.ZEROS), np.uint8(hot.READ))
-        if self._may_write():
+        if may_write:
             marks = np.uint8(self.keeper.marks)
             marked = (wanted_all & durable_all & marks) == marks
             flags[marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)] |= np.uint8(hot.WRITE)
@@ -86,7 +93,7 @@ class LaneGate:
         found = np.unique(np.concatenate([_NO_CHUNKS, *touching]))
         return found[(found >= first) & (found <= last)]
 
-    def _permission(self, wanted: int, durable: int) -> int:
+    def _permission(self, wanted: int, durable: int, may_write: bool) -> int:
         """Return the flags for one chunk, as `offer` computes them for many."""
         if wanted & NEEDS_RESYNC:
             return 0
@@ -94,7 +101,7 @@ class LaneGate:
             return hot.ZEROS
         marks = self.keeper.marks
         ready = wanted & durable & marks == marks and not durable & UNWRITTEN
-        return hot.READ | hot.WRITE if ready and self._may_write() else hot.READ
+        return hot.READ | hot.WRITE if ready and may_write else hot.READ
 
     def _may_write(self) -> bool:
         keeper = self.keeper
@@ -113,6 +120,7 @@ class LaneGate:
         targets = {slot: _target(member) for slot, member in members.items()}
         usable = all(target is not None for target in targets.values())
         self._table.targets = tuple(targets.values()) if usable else ()
+        self._syncs = tuple(member.lane.sync for member in members.values() if member.lane) if usable else ()
         homes = (_home(members[slot]) for slot in self.keeper.homes)
         self._table.homes = tuple(home for home in homes if home) if usable else ()
         before, self._homes = self._homes, self.keeper.homes
@@ -153,7 +161,7 @@ class LaneGate:
 
         Return what waits for that.  There can be several such lanes, one after another, on one leg.
         """
-        self._table.withdraw(0, len(self._log) - 1)
+        self._withdraw_all()
         member = self.keeper.members.get(slot) or self.keeper.quarantine.get(slot)
         if member is None or member.lane is None:
             return returned.wait

@@ -228,7 +228,7 @@ class Volume:
                 await self.write_members(first, last, Change(offset, length, data))
             self.counters.writes += 1
             self.counters.written_bytes += length
-            self.counters.unflushed += length
+            self.hot.unflushed_by_trio += length
         if durable:
             await self.flush()
         if length:
@@ -324,7 +324,7 @@ class Volume:
         self.refuse_if_broken()
         members = self.members
         patience = self.keeper.leg_timeout + self.unflushed / limits.FLUSH_RATE_MIN
-        self.hot.unflushed = self.counters.unflushed = 0
+        self.hot.unflushed = self.hot.unflushed_by_trio = 0
         failures = await fan_out(members, self.keeper.in_sync, lambda m: m.flush(), patience)
         verdict = self._judge(members, failures, shared_full=False)
         if verdict.error:
@@ -340,7 +340,7 @@ class Volume:
     @property
     def unflushed(self) -> int:
         """Bytes written to each leg since the last flush began."""
-        return self.hot.unflushed + self.counters.unflushed
+        return self.hot.unflushed + self.hot.unflushed_by_trio
 
     # Making equal
 
@@ -391,7 +391,7 @@ class Volume:
         lacking = [member for member in members if member.slot in slots or member.slot not in in_sync]
         failures = await self.narrower.write(lacking, Change(offset, len(data), data), None)
         self.cache.changed(offset, len(data))
-        self.counters.unflushed += len(data)
+        self.hot.unflushed_by_trio += len(data)
         verdict = self._judge(members, failures)
         self.keeper.expel(verdict.expel)
         await self.keeper.settle()
