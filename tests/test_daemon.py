@@ -118,6 +118,7 @@ BAD_MOUNTS: dict[str, tuple[Callable[[MountedPool], list[str | Path]], int, str]
     'mount point above the pool': (lambda p: [p.directory, p.base], 32, 'would hide the pool'),
     'unknown option': (lambda p: [p.directory, p.mountpoint, '-o', 'colour=red'], 1, 'colour=red'),
     'bad value': (lambda p: [p.directory, p.mountpoint, '-o', 'leg_timeout=soon'], 1, 'leg_timeout=soon'),
+    'no such mode': (lambda p: [p.directory, p.mountpoint, '-o', 'cache=on'], 1, 'wanted is none or auto'),
     'unknown flag': (lambda p: [p.directory, p.mountpoint, '--colour'], 1, ''),
     'too few words': (lambda p: [p.directory], 1, ''),
     'too many words': (lambda p: [p.directory, p.mountpoint, 'more'], 1, ''),

@@ -16,7 +16,9 @@ from mirrorfs.fs import daemon, mounting
 @POOL
 @click.argument('mountpoint', type=Place())
 @click.option('-f', '--foreground', is_flag=True, help='stay in the foreground')
-@click.option('-o', 'options', multiple=True, help='mount options: allow_other, leg_timeout=SECONDS, …')
+@click.option(
+    '-o', 'options', multiple=True, help='mount options: allow_other, cache=auto, leg_timeout=SECONDS, …'
+)
 @click.option('--force', multiple=True, metavar='NAME', help='start NAME although its legs may be stale')
 def mount(
     pool: str, mountpoint: str, foreground: bool, options: tuple[str, ...], force: tuple[str, ...]

@@ -30,6 +30,7 @@ from mirrorfs.fs import mounting
 from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.images import Images
 from mirrorfs.fs.names import Names
+from mirrorfs.fs.pagecache import PageCaches
 from mirrorfs.fs.tree import Tree
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.pool import Entry, Pool
@@ -69,8 +70,12 @@ class Daemon:
                     images.lane_stuck,
                     self._on_unmount,
                     poll_seconds=self._options.lane_poll,
+                    cached=self._options.cached,
                 )
-                names = Names(pool, tree, events)
+                if self._options.cached:
+                    images.caches = PageCaches(fuse, mounting.mounted_at(self._mountpoint))
+                    nursery.start_soon(images.caches.run)
+                names = Names(pool, tree, events, images.caches)
                 _plant_faults(names, gateway)
 
                 def begin(entry: Entry) -> None:

@@ -4,6 +4,7 @@ Requests that are not for bytes of a volume go to pyfuse3 over a socket pair, fr
 copies the replies back.  All the rest here is on trio's thread, but for what lanes call.
 """
 
+import functools
 import logging
 import socket
 from collections import deque
@@ -38,6 +39,7 @@ class Gateway:
         *,
         poll_seconds: float = limits.LANE_POLL,
         stuck_seconds: float = limits.LANE_STUCK,
+        cached: bool = False,
         system: System | None = None,
     ) -> None:
         self.fuse = fuse
@@ -46,6 +48,9 @@ class Gateway:
         """Node number (inode) of each served image to its hot table."""
         self.tuning: dict[int, Callable[[memoryview], None]] = {}
         """Unique numbers of requests whose replies are changed in passing."""
+        self.tune_init = functools.partial(
+            wire.tune_init, max_background=limits.MAX_BACKGROUND, cached=cached
+        )
         self.poll_seconds = poll_seconds
         self.fault: Callable[[int], None] | None = None
         """Test hook: called by the lane for each request for bytes."""

@@ -13,6 +13,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.fs import wire
 from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.lane import Request
+from mirrorfs.fs.pagecache import PageCaches
 from mirrorfs.leg.file import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from mirrorfs.pool import Entry
 
@@ -25,6 +26,8 @@ class Images:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self.gateway: Gateway
+        self.caches: PageCaches | None = None
+        """The kernel's pages of images, if it keeps any."""
         self.in_flight = 0
         self._nodes: dict[int, Entry] = {}
         self._numbers: dict[str, int] = {}
@@ -34,6 +37,8 @@ class Images:
         assert entry.started
         self._nodes[node] = entry
         self._numbers[entry.name] = node
+        if self.caches:
+            self.caches.attach(node, entry.started.volume)
         self.gateway.attach(node, entry.started.volume.hot)
 
     def detach(self, entry: Entry) -> None:
@@ -49,6 +54,8 @@ class Images:
         if node is not None:
             self._nodes.pop(node, None)
             self.gateway.detach(node)
+            if self.caches:
+                self.caches.forget(node)
 
     def handle(self, request: Request) -> None:
         """Begin to serve a request."""
@@ -76,9 +83,17 @@ class Images:
             log.critical('unexpected error in a request for bytes', exc_info=True)
         finally:
             self.in_flight -= 1
+            if error:
+                self._doubt(request)
             self._count(request, trio.current_time() - began)
             self.gateway.reply(request.unique, error, body)
             self.gateway.give_back(request)
+
+    def _doubt(self, request: Request) -> None:
+        """A request has failed: one that changes bytes may be done in part, which the kernel cannot know."""
+        entry = self._nodes.get(request.node)
+        if entry and entry.started and request.opcode in (wire.FUSE_WRITE, wire.FUSE_FALLOCATE):
+            entry.started.volume.cache.changed(request.offset, request.size)
 
     def _count(self, request: Request, seconds: float) -> None:
         """Note how long a read or write took: background copying yields by it."""
@@ -100,6 +115,8 @@ class Images:
             case wire.FUSE_WRITE:
                 durable = bool(request.flags & os.O_DSYNC)
                 await volume.write(request.offset, request.data, durable=durable)
+                if self.caches and (cache := self.caches.of(request.node)):
+                    await cache.written(request.offset, request.size)
                 return wire.WRITE_REPLY.pack(0, 0, 0, request.size, 0)[wire.OUT_HEADER.size :]
             case wire.FUSE_FSYNC:
                 await volume.flush()

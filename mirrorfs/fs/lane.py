@@ -400,7 +400,7 @@ class Lane:
             message = wire.shorten_write(message, limits.CONTROL_WRITE_MAX + 1)
         if opcode == wire.FUSE_INIT:
             self.gateway.init_unique = unique
-            self.gateway.tuning[unique] = lambda reply: wire.tune_init(reply, limits.MAX_BACKGROUND)
+            self.gateway.tuning[unique] = self.gateway.tune_init
         elif opcode == wire.FUSE_OPEN and table is not None:
             self.gateway.tuning[unique] = wire.tune_open
         self.gateway.forward(message)

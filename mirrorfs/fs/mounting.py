@@ -32,6 +32,8 @@ _IGNORED = frozenset(
     'sync async default_permissions'.split()
 )
 
+CACHE_MODES = ('none', 'auto')
+
 
 @dataclass(slots=True)
 class Options:
@@ -44,6 +46,8 @@ class Options:
     """Seconds that the data lane goes on polling after a request before it sleeps."""
     force: list[str] = field(default_factory=list)
     """Volumes to start from the best leg at hand although it may be stale."""
+    cached: bool = False
+    """Whether the kernel keeps what is read of images in its page cache."""
     debug: bool = False
 
 
@@ -59,6 +63,10 @@ def parse_options(text: str) -> Options:
                 options.allow_other = True
             case 'debug':
                 options.debug = True
+            case 'cache':
+                if value not in CACHE_MODES:
+                    raise Refused(errno.EINVAL, f'{word!r}: wanted is {" or ".join(CACHE_MODES)}')
+                options.cached = value == 'auto'
             case 'force' if value:
                 options.force.append(value)
             case 'leg_timeout':
@@ -82,10 +90,11 @@ def _seconds(word: str, value: str, least: float, most: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One of our mounts, as the kernel lists it."""
+    """One of our mounts, as the kernel lists it.  `device`: major:minor."""
 
     pool: str
     mountpoint: str
+    device: str
 
 
 def mounts() -> list[Mount]:
@@ -95,8 +104,17 @@ def mounts() -> list[Mount]:
         before, _, after = line.partition(' - ')
         kind, source, *_ = after.split()
         if kind == FSTYPE:
-            found.append(Mount(_unescape(source), _unescape(before.split()[4])))
+            _, _, device, _, mountpoint, *_ = before.split()
+            found.append(Mount(_unescape(source), _unescape(mountpoint), device))
     return found
+
+
+def mounted_at(mountpoint: str) -> Mount:
+    """Return the mount of ours that was mounted last on a real path.  Raises Refused(ENOENT)."""
+    for found in reversed(mounts()):
+        if found.mountpoint == mountpoint:
+            return found
+    raise Refused(errno.ENOENT, f'nothing of ours is mounted on {mountpoint}')
 
 
 def _unescape(text: str) -> str:
@@ -182,6 +200,20 @@ def _is_unserved(pool: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def abort(mount: Mount) -> None:
+    """Have every request to a mount fail from now on, if it is still there.
+
+    Root may, and who mounted it where fusectl is mounted.
+    """
+    if mount not in mounts():
+        return
+    number = mount.device.partition(':')[2]
+    try:
+        Path(f'/sys/fs/fuse/connections/{number}/abort').write_text('1')
+    except OSError:
+        _abort(mount.mountpoint)
 
 
 def _abort(mountpoint: str) -> None:

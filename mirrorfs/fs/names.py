@@ -22,6 +22,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.fs.control import parse
+from mirrorfs.fs.pagecache import ImageCache, PageCaches
 from mirrorfs.fs.tree import Kind, Node, Tree
 from mirrorfs.intent.states import UNWRITTEN
 from mirrorfs.pool import Entry, Pool
@@ -71,6 +72,8 @@ class Handle:
     """Absolute, of an events stream: what has been read so far."""
     base: int = 0
     poll: Any = None
+    cache: ImageCache | None = None
+    """Of an image that is read through the page cache."""
 
 
 class Names(pyfuse3.Operations):
@@ -79,8 +82,9 @@ class Names(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, pool: Pool, tree: Tree, events: EventLog) -> None:
+    def __init__(self, pool: Pool, tree: Tree, events: EventLog, caches: PageCaches | None = None) -> None:
         super().__init__()
+        self._caches = caches
         self._pool = pool
         self._tree = tree
         self._events = events
@@ -229,7 +233,13 @@ class Names(pyfuse3.Operations):
                 raise Refused(errno.EACCES, 'only root and who mounted the pool may write control files')
             if flags & os.O_ACCMODE != os.O_WRONLY and node.file.read:
                 handle.text = node.file.read(node.place).encode()
-        return pyfuse3.FileInfo(fh=self._open(handle), direct_io=True, keep_cache=False)
+        if self._caches and flags & (os.O_ACCMODE | os.O_DIRECT) == os.O_RDONLY:
+            handle.cache = self._caches.of(inode)  # of images alone
+        cached = handle.cache is not None
+        number = self._open(handle)
+        if handle.cache:
+            await handle.cache.open()
+        return pyfuse3.FileInfo(fh=number, direct_io=not cached, keep_cache=cached)
 
     @guarded(bytes)
     async def read(self, fh: Any, off: int, size: int) -> Any:
@@ -257,6 +267,9 @@ class Names(pyfuse3.Operations):
             command = bytes(buf[:200]).decode(errors='replace').strip()
             self._events.emit('Refused', volume, '', f'{command!r}: {error}'[:_REASON_MAX])
             raise
+        if node.place.entry and node.place.entry.started:
+            # Who says that a leg is bad does not want to see its bytes again.
+            await node.place.entry.started.volume.cache.settled()
         return len(buf)
 
     @guarded(None)
@@ -265,6 +278,8 @@ class Names(pyfuse3.Operations):
         image = handle and (handle.node.split_off or handle.node.entry)
         if image:
             image.opened -= 1
+        if handle and handle.cache:
+            handle.cache.close()
 
     @guarded(None)
     async def fsync(self, fh: Any, datasync: bool) -> None:

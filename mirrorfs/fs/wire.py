@@ -38,6 +38,10 @@ LSEEK_OUT = struct.Struct('<Q')
 """fuse_lseek_out: offset"""
 OPEN_OUT = struct.Struct('<QII')
 """fuse_open_out: fh open_flags padding"""
+NOTIFY_INVAL_INODE = 2
+"""In the place of the error, with unique 0: not a reply but a notification."""
+INVAL_INODE_OUT = struct.Struct('<Qqq')
+"""fuse_notify_inval_inode_out: nodeid offset length"""
 
 BODY = IN_HEADER.size
 """Where the part after the header begins in a request (40)."""
@@ -49,6 +53,9 @@ _LENGTH = struct.Struct('<I')
 _WRITE_SIZE_AT = BODY + 16
 _OPEN_FLAGS = struct.Struct('<I')
 _OPEN_FLAGS_AT = OUT_HEADER.size + 8
+FUSE_AUTO_INVAL_DATA = 1 << 12
+_INIT_FLAGS = struct.Struct('<I')
+_INIT_FLAGS_AT = OUT_HEADER.size + 12
 _INIT_BACKGROUND = struct.Struct('<HH')
 _INIT_BACKGROUND_AT = OUT_HEADER.size + 16
 """fuse_init_out: major minor max_readahead flags max_background(H) congestion_threshold(H) …"""
@@ -62,8 +69,15 @@ def shorten_write(message: memoryview, size: int) -> memoryview:
     return message
 
 
-def tune_init(reply: bytearray | memoryview, max_background: int) -> None:
-    """Set max_background and congestion_threshold (three quarters of it) in a reply to INIT."""
+def tune_init(reply: bytearray | memoryview, max_background: int, *, cached: bool = False) -> None:
+    """Set max_background and congestion_threshold (three quarters of it) in a reply to INIT.
+
+    `cached`: images may be read through the page cache.  Then the kernel is not to ask for attributes before
+    each read, to see from the times whether its pages are good: it is told what changes.
+    """
+    if cached:
+        (flags,) = _INIT_FLAGS.unpack_from(reply, _INIT_FLAGS_AT)
+        _INIT_FLAGS.pack_into(reply, _INIT_FLAGS_AT, flags & ~FUSE_AUTO_INVAL_DATA)
     _INIT_BACKGROUND.pack_into(reply, _INIT_BACKGROUND_AT, max_background, max_background * 3 // 4)
 
 

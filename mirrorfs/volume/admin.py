@@ -112,6 +112,7 @@ class Admin:
                 await volume.keeper.open_session()
                 await volume.make_equal(*volume.chunks_of(offset, length))
                 await self._list_bad(slot, offset, length)
+                volume.cache.changed(offset, length)
 
     async def _list_bad(self, slot: int, offset: int, length: int) -> None:
         volume, keeper = self._volume, self._volume.keeper

@@ -25,7 +25,7 @@ RETRY = 1.0
 
 
 class LaneGate:
-    """Offers chunks to the lane, and what it must know of the legs.  `healthy`: whether writes are taken."""
+    """Offers chunks to the lane, and what it must know of the legs.  `healthy`: whether it may write."""
 
     keeper: Keeper
 
@@ -38,6 +38,7 @@ class LaneGate:
         self._healthy = healthy
         self._changed = trio.Event()
         self._closed = False
+        self._homes: list[int] = []
         self._syncs: tuple[Callable[[], None], ...] = ()
 
     def close(self) -> None:
@@ -108,10 +109,13 @@ class LaneGate:
         closed = keeper.unrecorded or stuck or not self._healthy()
         return bool(keeper.session and self._table.targets and not closed)
 
-    def publish(self) -> None:
-        """Tell the lane which legs there are: all members to write, those in sync to read."""
+    def publish(self) -> bool:
+        """Tell the lane which legs there are: all members to write, those in sync to read.
+
+        Return whether reads go to other legs than before.
+        """
         if self._closed:
-            return
+            return False
         members = self.keeper.members
         targets = {slot: _target(member) for slot, member in members.items()}
         usable = all(target is not None for target in targets.values())
@@ -119,12 +123,17 @@ class LaneGate:
         self._syncs = tuple(member.lane.sync for member in members.values() if member.lane) if usable else ()
         homes = (_home(members[slot]) for slot in self.keeper.homes)
         self._table.homes = tuple(home for home in homes if home) if usable else ()
+        before, self._homes = self._homes, self.keeper.homes
+        return before != self._homes
 
-    def legs_changing(self) -> None:
-        """The members changed: no writes by the lane until that is durable (`keep_open` sees to it)."""
+    def legs_changing(self) -> bool:
+        """The members changed: no writes by the lane until that is durable (`keep_open` sees to it).
+
+        Return whether reads go to other legs than before.
+        """
         self._table.withdraw_writes()
-        self.publish()
         self._changed.set()
+        return self.publish()
 
     async def keep_open(self, complain: Callable[[str], None], settled: Callable[[], None]) -> None:
         """After each change of members: let go of legs that left, then give chunks to the lane again.

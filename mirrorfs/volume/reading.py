@@ -198,6 +198,7 @@ class Reader:
         for offset, length in bad:
             data = await self._from_another(member.slot, offset, length)
             failures = await volume.narrower.rewrite(member, Change(offset, length, data))
+            volume.cache.changed(offset, length)
             keeper.expel(judge(volume.members, keeper.in_sync, failures).expel)
             await keeper.settle()
             if failures or keeper.members.get(member.slot) is not member:

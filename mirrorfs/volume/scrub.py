@@ -262,6 +262,7 @@ class Scrubber:
         """Have durable how far the pass is, after what it has rewritten."""
         if self.state.mending:
             await self._volume.flush()
+            await self._volume.cache.settled()
             self.state = self.state.but(mending=())
         if self.state is not self._stored:
             await self._save()

@@ -35,6 +35,7 @@ from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.volume.cached import Cache, NoCache
 from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
@@ -65,6 +66,8 @@ class Volume:
         self.reader = Reader(self)
         self.space = Space(self)
         self.copier = Copier(self)
+        self.cache: Cache = NoCache()
+        """Whoever keeps what was read; told what changes otherwise than by a write that succeeds."""
         self.emit = emit
         self.broken = ''
         """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
@@ -123,7 +126,8 @@ class Volume:
 
     def legs_changing(self) -> None:
         """The members changed (see `Keeper`): no writes around the slow path until that is durable."""
-        self.gate.legs_changing()
+        if self.gate.legs_changing():
+            self.cache.changed(0, self.record.size)  # one of the legs may have decayed
         self.quorum.look()
         self.work.set()
 
@@ -246,7 +250,7 @@ class Volume:
                 return
 
     def _takes_writes(self) -> bool:
-        return not (self.broken or self._blocked or self.quorum.lost)
+        return not (self.broken or self._blocked or self.quorum.lost or self.cache.kept)
 
     async def prepare(self, first: int, last: int) -> None:
         """Make chunks that are held exclusively ready for a write to some of their bytes."""
@@ -359,6 +363,7 @@ class Volume:
             offset, length = self.bytes_of(low, high)
             copied = await self.copy_to(offset, length, self._full_source.pop(low, None), None)
             self.counters.resynced += copied
+            self.cache.changed(offset, length)
         self.log.update(first, last, clear=NEEDS_RESYNC)
 
     async def copy_to(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
@@ -385,6 +390,7 @@ class Volume:
         self.hot.touched_view()[first : last + 1] = 1
         lacking = [member for member in members if member.slot in slots or member.slot not in in_sync]
         failures = await self.narrower.write(lacking, Change(offset, len(data), data), None)
+        self.cache.changed(offset, len(data))
         self.hot.unflushed_by_trio += len(data)
         verdict = self._judge(members, failures)
         self.keeper.expel(verdict.expel)
