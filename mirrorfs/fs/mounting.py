@@ -44,6 +44,8 @@ class Options:
     """Seconds that the data lane goes on polling after a request before it sleeps."""
     force: list[str] = field(default_factory=list)
     """Volumes to start from the best leg at hand although it may be stale."""
+    direct_legs: bool = False
+    """Whether legs are read and written past the page cache."""
     debug: bool = False
 
 
@@ -59,6 +61,8 @@ def parse_options(text: str) -> Options:
                 options.allow_other = True
             case 'debug':
                 options.debug = True
+            case 'direct_legs' if not value:
+                options.direct_legs = True
             case 'force' if value:
                 options.force.append(value)
             case 'leg_timeout':
