@@ -210,17 +210,20 @@ def test_an_ext4_on_it_survives_that_the_daemon_is_killed(ground: Field, fail_fi
     at_rest(disk, pool, *legs)
 
 
-def test_a_filesystem_without_direct_io_is_told_of_and_serves(pool: MountedPool) -> None:
+@pytest.mark.parametrize('mixed', [False, True])
+def test_a_filesystem_without_direct_io_is_told_of_and_serves(pool: MountedPool, mixed: bool) -> None:
+    """With a leg that has it beside one that has not, the lane serves neither."""
     done = run('mount', '-t', 'ramfs', 'ramfs', pool.legs)
     assert done.returncode == 0, done.stderr
-    volume = pool.start(DIRECT).volume('disk', SIZE)
-    for leg in volume.legs:
-        assert any(
-            f'Warning - {leg} has no direct I/O; it is read and written through the page cache' in event
-            for event in pool.events()
-        )
-    volume.image.write_bytes(DATA)
+    legs = [pool.legs / 'a', (pool.base if mixed else pool.legs) / 'b']
+    pool.start(DIRECT).write('create', f'disk {SIZE} {legs[0]} {legs[1]}')
+    volume = Volume(pool, 'disk', SIZE, legs)
+    told = {event.partition('Warning - ')[2] for event in pool.events() if 'direct I/O' in event}
+    text = 'has no direct I/O; it is read and written through the page cache'
+    assert told == {f'{leg} {text}' for leg in legs[: 1 if mixed else 2]}
+    fill(volume)
     volume.put(7, b'z' * 100)
     assert volume.image.read_bytes() == DATA[:7] + b'z' * 100 + DATA[107:]
+    assert bool(volume.status()['io']['lane_writes']) != mixed
     pool.stop()
     volume.assert_legs_equal()
