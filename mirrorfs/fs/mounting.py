@@ -38,14 +38,14 @@ class Options:
     """The -o words of a mount."""
 
     allow_other: bool = False
+    direct_legs: bool = False
+    """Whether legs are read and written past the page cache."""
     leg_timeout: float = limits.LEG_TIMEOUT
     """Seconds after which a leg that does not answer while others do is failed."""
     lane_poll: float = limits.LANE_POLL
     """Seconds that the data lane goes on polling after a request before it sleeps."""
     force: list[str] = field(default_factory=list)
     """Volumes to start from the best leg at hand although it may be stale."""
-    direct_legs: bool = False
-    """Whether legs are read and written past the page cache."""
     debug: bool = False
 
 
@@ -61,14 +61,14 @@ def parse_options(text: str) -> Options:
                 options.allow_other = True
             case 'debug':
                 options.debug = True
-            case 'direct_legs' if not value:
-                options.direct_legs = True
             case 'force' if value:
                 options.force.append(value)
             case 'leg_timeout':
                 options.leg_timeout = _seconds(word, value, limits.LEG_TIMEOUT_MIN, 3600)
             case 'lane_poll':
                 options.lane_poll = _seconds(word, value, 0, 0.01)
+            case 'direct_legs' if not value:
+                options.direct_legs = True
             case _:
                 raise Refused(errno.EINVAL, f'unknown mount option {word!r}')
     return options
