@@ -41,6 +41,8 @@ PROBES = 4
 """Paths of legs that are away, looked at at once."""
 LEG_CALLS = 8
 """Calls in flight on one leg."""
+DIRECT_BUFFERS = 16
+"""Buffers of REQUEST_MAX bytes that are kept for direct I/O, for all legs together."""
 
 TIME_BASE = 5.0
 TIME_BASE_MIN, TIME_BASE_MAX = 0.01, 3600.0

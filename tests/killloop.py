@@ -1,6 +1,7 @@
 """Kills a daemon that is being written to, again and again, and checks what is left every time.
 
     python tests/killloop.py [--power-cut] [--rounds N] [--minutes M] [--seed S] [--first ROUND] [--legs N]
+        [--mount OPTIONS]
 
 The legs are on fault filesystems (`faultfs`).  A round: some processes write; a leg may fail or hang, be
 failed, come back; the daemon is killed at a random moment or leg call; with --power-cut each leg then loses
@@ -224,6 +225,8 @@ class Options:
     sabotage: str = ''
     fio_every: int = 6
     verbose: bool = False
+    mount: str = ''
+    """More mount options."""
 
 
 @dataclass
@@ -253,7 +256,8 @@ class Loop:
         self.stop = np.frombuffer(self._memory, np.int64)[:1]
         self.dog = Watchdog()
         self.power_since_rest = False
-        self.pool = FaultPool(options.legs, f'leg_timeout={LEG_TIMEOUT}')
+        mount = filter(None, (f'leg_timeout={LEG_TIMEOUT}', options.mount))
+        self.pool = FaultPool(options.legs, ','.join(mount))
         self.volume: Volume
 
     def close(self, keep: bool) -> None:
@@ -630,6 +634,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument('--legs', type=int, default=2)
     parser.add_argument('--fio-every', type=int, default=6, help='fio writes in every Nth round; 0: never')
     parser.add_argument('--keep', action='store_true', help='keep the legs and logs of a failure')
+    parser.add_argument('--mount', default='', metavar='OPTIONS', help='more mount options, as direct_legs')
     parser.add_argument('--verbose', action='store_true', help='say what happens in each round')
     parser.add_argument('--sabotage', choices=SABOTAGES, default='', help='break something on purpose')
     return parser.parse_args(arguments)
@@ -673,7 +678,9 @@ def main(arguments: list[str]) -> int:
     seed = int.from_bytes(os.urandom(4), 'little') if asked.seed is None else asked.seed
     rounds = asked.rounds or (1 << 60 if asked.minutes else 20)
     print(f'killloop: seed {seed}', flush=True)
-    options = Options(seed, asked.power_cut, asked.legs, asked.sabotage, asked.fio_every, asked.verbose)
+    options = Options(
+        seed, asked.power_cut, asked.legs, asked.sabotage, asked.fio_every, asked.verbose, asked.mount
+    )
     for which in (signal.SIGTERM, signal.SIGINT):
         signal.signal(which, lambda *_: sys.exit(2))  # cleaning up
     seconds = asked.minutes * 60 or math.inf

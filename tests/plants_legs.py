@@ -45,7 +45,7 @@ LEGS: list[Plant] = [
     Plant(
         name='backlog_loses_its_order',
         target='mirrorfs.mirror.behind:Backlog._next',
-        old='if overlaps or len(batch)',
+        old='if shared or len(batch)',
         new='if len(batch)',
         checker='one-order',
         also=('equal', 'clearing-last'),

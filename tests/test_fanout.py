@@ -1,4 +1,4 @@
-"""One operation on several legs at once: how long each has, in virtual time."""
+"""One operation on several legs at once: how long each has, in virtual time; and what goes to one at once."""
 
 import errno
 import uuid
@@ -10,7 +10,9 @@ import trio.testing
 
 from mirrorfs import limits
 from mirrorfs.errors import LegTimeout
+from mirrorfs.leg.base import Buffer
 from mirrorfs.metadata import wibm
+from mirrorfs.mirror.behind import Backlog
 from mirrorfs.mirror.fanout import GRACE, Failures, fan_out
 from mirrorfs.mirror.member import Member
 from mirrorfs.sim.crashleg import CrashDisk, CrashLeg
@@ -92,3 +94,31 @@ def test_an_error_is_no_witness() -> None:
     took, failures = timed(members(False, True), [0, 1], operate)
     assert took == 50
     assert sorted(failures) == [0]
+
+
+async def test_writes_behind_that_share_a_page_are_never_under_way_at_once() -> None:
+    page, under_way, most = limits.PAGE, set[int](), [0]
+
+    async def write(offset: int, data: Buffer) -> None:
+        pages = set(range(offset // page, -(-(offset + len(data)) // page)))
+        assert not under_way & pages
+        under_way.update(pages)
+        most[0] = max(most[0], len(under_way))
+        await trio.sleep(0.001)
+        under_way.difference_update(pages)
+
+    backlog = Backlog(write, 100)
+    async with trio.open_nursery() as nursery:
+        for offset, length in (
+            (0, 512),
+            (512, 512),
+            (page, 1),
+            (page - 1, 2),
+            (9 * page, page),
+            (20 * page, 7),
+        ):
+            await backlog.put(offset, bytes(length))
+        nursery.start_soon(backlog.run)
+        await backlog.drained()
+        nursery.cancel_scope.cancel()
+    assert most[0] > 2, 'those that share none are'

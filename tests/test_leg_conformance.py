@@ -24,9 +24,11 @@ import pytest
 import trio
 import trio.testing
 
+from mirrorfs import limits
 from mirrorfs.errors import LegError, Refused
-from mirrorfs.leg.base import Buffer, Leg
-from mirrorfs.leg.file import FileLeg, closing
+from mirrorfs.leg.base import Buffer, LaneLeg, Leg
+from mirrorfs.leg.direct import DirectLeg, DirectLegs
+from mirrorfs.leg.file import FileLeg, LaneFileLeg, closing
 from mirrorfs.leg.opening import FileOpener, open_leg
 from mirrorfs.leg.workers import Workers
 from mirrorfs.metadata import wibm
@@ -34,6 +36,7 @@ from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
 from mirrorfs.sim.crashleg import CrashDisk, CrashLeg
 
 SIZE = 4 << 20
+DEVICES = ('device', 'direct device')
 
 
 # Block devices
@@ -58,14 +61,22 @@ def device(tmp_path: Path) -> Iterator[str]:
         yield path
 
 
-@pytest.fixture(params=['file', 'crash', pytest.param('device', marks=pytest.mark.loop)])
+def refused(path: str, why: str) -> None:
+    raise AssertionError(f'{path} {why}')
+
+
+KINDS = ['file', 'direct file', 'crash', *(pytest.param(k, marks=pytest.mark.loop) for k in DEVICES)]
+
+
+@pytest.fixture(params=KINDS)
 def leg(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leg]:
     """A leg of 4 MiB, all zeros."""
     if request.param == 'crash':
         yield CrashLeg(CrashDisk('d', SIZE))
         return
-    path = str(tmp_path / 'leg') if request.param == 'file' else request.getfixturevalue('device')
-    opened, _ = open_leg(path, create_size=SIZE)
+    path = request.getfixturevalue('device') if 'device' in request.param else str(tmp_path / 'leg')
+    make = DirectLegs(refused) if 'direct' in request.param else LaneFileLeg
+    opened, _ = open_leg(path, create_size=SIZE, make=make)
     yield opened
     opened.close()
 
@@ -450,6 +461,106 @@ async def test_an_abandoned_call_of_the_simulator_stays_counted_and_lands_later(
     disk.release()
     assert leg.calls == 0
     assert disk.visible.read(0, 4) == b'late'
+
+
+# Legs past the cache
+
+
+@pytest.fixture
+def direct(tmp_path: Path) -> Iterator[DirectLeg]:
+    opened, _ = open_leg(str(tmp_path / 'leg'), create_size=SIZE, make=DirectLegs(refused))
+    assert isinstance(opened, DirectLeg)
+    yield opened
+    opened.close()
+
+
+def test_the_lane_may_use_legs_through_the_cache_only(direct: DirectLeg, tmp_path: Path) -> None:
+    assert not isinstance(direct, LaneLeg)
+    other, _ = open_leg(str(tmp_path / 'other'), create_size=SIZE)
+    assert isinstance(other, LaneLeg)
+    other.close()
+
+
+async def test_reads_and_writes_longer_than_the_memory_kept_for_them(direct: DirectLeg) -> None:
+    data = noise(3 * limits.REQUEST_MAX + 4096)
+    await direct.write(4096, data)
+    assert bytes(await direct.read(4096, len(data))) == data
+    await direct.write(77, data)
+    assert bytes(await direct.read(77, len(data))) == data
+    seen = bytearray(len(data))
+    await direct.read_into(77, memoryview(seen))
+    assert seen == data
+
+
+async def test_whole_blocks_go_past_the_cache_and_the_ends_of_others_through_it(
+    direct: DirectLeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went: list[tuple[bool, int, int]] = []
+    pwritev = os.pwritev
+
+    def seen(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        went.append((fd == direct._direct, offset, len(buffers[0])))
+        return pwritev(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, 'pwritev', seen)
+    unit = direct._unit
+    for offset, length in ((0, unit), (unit - 3, 2 * unit + 5), (7, 9), (8, unit), (unit, 3 * unit + 1)):
+        await direct.write(offset, noise(length))
+    assert went == [
+        (True, 0, unit),
+        *((False, unit - 3, 3), (True, unit, 2 * unit), (False, 3 * unit, 2)),
+        (False, 7, 9),
+        *((False, 8, unit - 8), (False, unit, 8)),
+        *((True, unit, 3 * unit), (False, 4 * unit, 1)),
+    ]
+
+
+@pytest.mark.parametrize('code', [errno.EINVAL, errno.EOPNOTSUPP])
+async def test_a_leg_whose_direct_io_is_refused_later_goes_on_through_the_cache_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    said: list[str] = []
+    make = DirectLegs(lambda path, why: said.append(f'{path} {why}'))
+    leg, _ = open_leg(str(tmp_path / 'leg'), create_size=SIZE, make=make)
+    assert isinstance(leg, DirectLeg)
+    await leg.write(0, noise(8192))
+
+    def refuses(real: Callable[..., int]) -> Callable[..., int]:
+        def call(fd: int, *arguments: object) -> int:
+            if fd == leg._direct:
+                raise OSError(code, os.strerror(code))
+            return real(fd, *arguments)
+
+        return call
+
+    for name in ('preadv', 'pwritev'):
+        monkeypatch.setattr(os, name, refuses(getattr(os, name)))
+    assert bytes(await leg.read(0, 8192)) == noise(8192)
+    await leg.write(4096, noise(4096, 1))
+    await leg.write(100, noise(5000, 2), durable=True)
+    assert bytes(await leg.read(0, 8192)) == noise(100) + noise(5000, 2) + noise(4096, 1)[1004:]
+    assert said == [f'{leg.path} refuses direct I/O; it is read and written through the page cache']
+    leg.close()
+
+
+async def test_errors_of_the_medium_are_no_refusal(
+    direct: DirectLeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, 'the medium')
+
+    for name in ('preadv', 'pwritev'):
+        monkeypatch.setattr(os, name, fails)
+    for call in (lambda: direct.read(0, 512), lambda: direct.write(0, bytes(4096))):
+        with pytest.raises(OSError, match='the medium'):
+            await call()
+
+
+async def test_the_second_descriptor_is_closed_with_the_first(direct: DirectLeg) -> None:
+    os.fstat(direct._direct)
+    direct.close()
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        os.fstat(direct._direct)
 
 
 # The simulator's disk forgets as it should

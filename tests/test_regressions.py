@@ -26,11 +26,12 @@ from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
 from mirrorfs.leg.base import Leg
 from mirrorfs.leg.file import FileLeg
+from mirrorfs.leg.memory import Buffers
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.assembly import assemble
-from mirrorfs.mirror.copying import Buffers, copy_range
+from mirrorfs.mirror.copying import copy_range
 from mirrorfs.mirror.fanout import Failures
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.member import Member
@@ -412,7 +413,7 @@ async def test_a_source_that_does_not_say_where_it_has_data_is_late(autojump_clo
         raise AssertionError
 
     with trio.fail_after(LONG), pytest.raises(LegTimeout):
-        await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0, store, Buffers())
+        await copy_range(cast(Member, Source()), [], 0, CHUNK, 3.0, store, Buffers(CHUNK, 1))
 
 
 @pytest.mark.parametrize('failure', [None, LegTimeout('late')])
@@ -427,7 +428,7 @@ async def test_memory_is_used_again_unless_a_call_that_was_given_up_may_still_us
     async def store(*_: object) -> Failures:
         return {1: failure} if failure else {}
 
-    buffers = Buffers()
+    buffers = Buffers(limits.COPY_MAX, 1)
     target = Member(1, CrashLeg(CrashDisk('d1', MIB)), uuid.uuid4(), source.layout, 1)
     buffers.give_back(before := buffers.take())
     copied, _ = await copy_range(source, [target], 0, CHUNK, 3.0, store, buffers)

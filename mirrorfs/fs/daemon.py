@@ -32,6 +32,7 @@ from mirrorfs.fs.images import Images
 from mirrorfs.fs.names import Names
 from mirrorfs.fs.pagecache import PageCaches
 from mirrorfs.fs.tree import Tree
+from mirrorfs.leg.direct import DirectLegs
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.pool import Entry, Pool
 from mirrorfs.volume.lifecycle import Settings
@@ -58,7 +59,7 @@ class Daemon:
         """Mount and serve; `ready` is called when requests begin to be answered.  Raises Refused."""
         events = EventLog()
         settings = Settings(self._options.leg_timeout)
-        pool = Pool(self._directory, FileOpener(), events, settings)
+        pool = Pool(self._directory, self._opener(events), events, settings)
         fuse = mounting.mount(str(self._directory.path), self._mountpoint, self._options)
         try:
             async with trio.open_nursery() as nursery:
@@ -101,6 +102,16 @@ class Daemon:
         finally:
             self._unmount()
             pyfuse3.close(unmount=False)
+
+    def _opener(self, events: EventLog) -> FileOpener:
+        if not self._options.direct_legs:
+            return FileOpener()
+        token = trio.lowlevel.current_trio_token()
+
+        def warn(path: str, why: str) -> None:
+            token.run_sync_soon(events.emit, 'Warning', '', path, why)
+
+        return FileOpener(DirectLegs(warn))
 
     async def _main(self) -> None:
         await pyfuse3.main(min_tasks=_WORKERS)

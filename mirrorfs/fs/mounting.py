@@ -40,6 +40,8 @@ class Options:
     """The -o words of a mount."""
 
     allow_other: bool = False
+    direct_legs: bool = False
+    """Whether legs are read and written past the page cache."""
     leg_timeout: float = limits.LEG_TIMEOUT
     """Seconds after which a leg that does not answer while others do is failed."""
     lane_poll: float = limits.LANE_POLL
@@ -73,6 +75,8 @@ def parse_options(text: str) -> Options:
                 options.leg_timeout = _seconds(word, value, limits.LEG_TIMEOUT_MIN, 3600)
             case 'lane_poll':
                 options.lane_poll = _seconds(word, value, 0, 0.01)
+            case 'direct_legs' if not value:
+                options.direct_legs = True
             case _:
                 raise Refused(errno.EINVAL, f'unknown mount option {word!r}')
     return options

@@ -1,6 +1,7 @@
 """The Leg interface: one copy of a volume, as bytes at offsets.
 
-Implementations: `mirrorfs.leg.file.FileLeg` (files and block devices) and `mirrorfs.sim.crashleg.CrashLeg`.
+Implementations: `mirrorfs.leg.file.FileLeg` (files and block devices), `mirrorfs.leg.direct.DirectLeg` (the
+same, past the page cache) and `mirrorfs.sim.crashleg.CrashLeg`.
 All of them pass tests/test_leg_conformance.py.
 """
 

@@ -37,7 +37,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 class FileLeg:
-    """A leg behind a file descriptor, for the lane too.  See `mirrorfs.leg.base`.
+    """A leg behind a file descriptor.  See `mirrorfs.leg.base`.
 
     All I/O of trio's goes through threads.
     """
@@ -374,23 +374,6 @@ class FileLeg:
             return there.st_rdev == self._device
         return self.identity == (there.st_dev, there.st_ino)
 
-    def nowait(self) -> int:
-        """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
-        try:
-            os.preadv(self.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-        except BlockingIOError:
-            pass
-        except OSError:
-            return 0
-        return os.RWF_NOWAIT
-
-    def lane_stays(self) -> None:
-        self.lane_calls += 1
-
-    def lane_returned(self) -> None:
-        self.lane_calls -= 1
-        self._close_when_idle()
-
     def close(self) -> None:
         """Close the descriptor, at once or when the last call that uses it has returned."""
         self._workers.close(self._close_when_idle)
@@ -415,3 +398,24 @@ class FileLeg:
             os.close(self.fd)
         finally:
             closing.discard(self.path)
+
+
+class LaneFileLeg(FileLeg):
+    """A FileLeg that the data lane may read and write by itself.  See `mirrorfs.leg.base.LaneLeg`."""
+
+    def nowait(self) -> int:
+        """Return RWF_NOWAIT if the file can be read so (tmpfs cannot, but does not block either), else 0."""
+        try:
+            os.preadv(self.fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return 0
+        return os.RWF_NOWAIT
+
+    def lane_stays(self) -> None:
+        self.lane_calls += 1
+
+    def lane_returned(self) -> None:
+        self.lane_calls -= 1
+        self._close_when_idle()

@@ -11,6 +11,7 @@ import functools
 import os
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -18,11 +19,14 @@ import trio
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.leg.base import Leg
-from mirrorfs.leg.file import FileLeg, closing
+from mirrorfs.leg.file import FileLeg, LaneFileLeg, closing
 from mirrorfs.metadata import logfile, spare, wibm
 
+Make = Callable[[str, int], FileLeg]
+"""Makes a leg of a path and a descriptor, which it owns from then on."""
 
-def open_leg(path: str, *, create_size: int = 0) -> tuple[FileLeg, bool]:
+
+def open_leg(path: str, *, create_size: int = 0, make: Make = LaneFileLeg) -> tuple[FileLeg, bool]:
     """Open and lock the leg at `path`; return it and whether it was created.
 
     With `create_size` (bytes) a path that is not there becomes a sparse file of that size, and an empty
@@ -55,13 +59,14 @@ def open_leg(path: str, *, create_size: int = 0) -> tuple[FileLeg, bool]:
             message = f'{path} cannot be made {create_size} bytes long: {error.strerror}'
             raise Refused(error.errno or errno.EIO, message) from None
         raise
-    return FileLeg(path, fd), created
+    return make(path, fd), created
 
 
 class FileOpener:
-    """Opens files and block devices.  See `mirrorfs.leg.base.Opener`."""
+    """Opens files and block devices, as what `make` makes of them.  See `mirrorfs.leg.base.Opener`."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Make = LaneFileLeg) -> None:
+        self._make = make
         self._probing = trio.CapacityLimiter(limits.PROBES)
         """Of its own: paths that hang must not keep other work from getting a thread."""
 
@@ -69,7 +74,7 @@ class FileOpener:
         with trio.move_on_after(limits.QUARANTINE_PATIENCE):
             while path in closing:
                 await trio.sleep(0.02)
-        opening = functools.partial(open_leg, path, create_size=create_size)
+        opening = functools.partial(open_leg, path, create_size=create_size, make=self._make)
         return await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
 
     async def probe(self, path: str) -> object:

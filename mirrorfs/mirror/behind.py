@@ -17,8 +17,8 @@ from mirrorfs.leg.base import Buffer
 class Backlog:
     """The writes that one leg is behind.  Offsets are bytes of the volume.
 
-    At most `limit` writes, and BACKLOG_BYTES_MAX; who comes then waits.  Those that overlap keep their order;
-    others go to the leg some at a time.
+    At most `limit` writes, and BACKLOG_BYTES_MAX; who comes then waits.  Those that share a page keep their
+    order (`mirrorfs.leg.direct` says why not only those that overlap); others go to the leg some at a time.
     """
 
     def __init__(self, write: Callable[[int, Buffer], Awaitable[None]], limit: int) -> None:
@@ -84,14 +84,16 @@ class Backlog:
             self._wake()
 
     def _next(self) -> list[tuple[int, bytes]]:
-        """Return the oldest writes up to the first that overlaps one of them."""
+        """Return the oldest writes up to the first that shares a page with one of them."""
         batch: list[tuple[int, bytes]] = []
+        pages: list[range] = []
         for offset, data in self._waiting:
-            end = offset + len(data)
-            overlaps = any(offset < at + len(other) and at < end for at, other in batch)
-            if overlaps or len(batch) >= limits.LEG_CALLS:
+            mine = range(offset // limits.PAGE, -(-(offset + len(data)) // limits.PAGE))
+            shared = any(mine.start < other.stop and other.start < mine.stop for other in pages)
+            if shared or len(batch) >= limits.LEG_CALLS:
                 break
             batch.append((offset, data))
+            pages.append(mine)
         return batch
 
     async def _write_one(self, offset: int, data: bytes, errors: list[OSError]) -> None:

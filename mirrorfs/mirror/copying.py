@@ -1,6 +1,5 @@
 """Copying a range from one leg to others: holes stay holes, and only what a leg holds is moved."""
 
-import mmap
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -8,6 +7,7 @@ import trio
 from mirrorfs import limits
 from mirrorfs.errors import LegTimeout
 from mirrorfs.leg.base import Buffer
+from mirrorfs.leg.memory import Buffers
 from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.fanout import Failures
 from mirrorfs.mirror.member import Member
@@ -28,27 +28,6 @@ async def read_into_in_time(member: Member, offset: int, view: memoryview, patie
     with trio.move_on_after(patience):
         return await member.read_into(offset, view)
     raise LegTimeout(f'{member.leg.path} did not answer a read within {patience:g} s')
-
-
-class Buffers:
-    """Memory that copies go through, used again and again: fresh memory costs more than what is done in it.
-
-    Each at a page's start.  One that a call which was given up may still be using is not given back.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
-
-    def take(self) -> mmap.mmap:
-        return self._free.pop() if self._free else mmap.mmap(-1, limits.COPY_MAX)
-
-    def give_back(self, buffer: mmap.mmap) -> None:
-        if len(self._free) < limits.WINDOWS_IN_FLIGHT:
-            self._free.append(buffer)
-
-    def forget(self) -> None:
-        """Give the memory back to the system."""
-        self._free.clear()
 
 
 async def copy_range(

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from mirrorfs import limits
 from mirrorfs.errors import LegError
+from mirrorfs.leg.memory import Buffers
 from mirrorfs.mirror.badblocks import BLOCK, segments
-from mirrorfs.mirror.copying import Buffers, copy_range
+from mirrorfs.mirror.copying import copy_range
 from mirrorfs.mirror.fanout import judge
 from mirrorfs.volume.narrowing import is_of_the_medium
 
@@ -19,7 +20,7 @@ class Copier:
 
     def __init__(self, volume: 'Volume') -> None:
         self._volume = volume
-        self.buffers = Buffers()
+        self.buffers = Buffers(limits.COPY_MAX, limits.WINDOWS_IN_FLIGHT)
 
     async def copy(self, offset: int, length: int, preferred: int | None, target: int | None) -> int:
         """As `Volume.copy_to`.  What no in-sync leg has, or none can read, is listed on the target."""
