@@ -107,7 +107,9 @@ def run(*command: str | Path, patient: bool = True) -> str:
             raise Unavailable(f'{words[0]} took more than {PATIENCE:.0f} s') from None
         except subprocess.CalledProcessError as error:
             said = error.stderr.strip() or error.stdout.strip()
-            raise Unavailable(f'{words[0]}: {said[-500:] or f"exit code {error.returncode}"}') from None
+            raise Unavailable(
+                f'{Path(words[0]).name}: {said[-500:] or f"exit code {error.returncode}"}'
+            ) from None
     return done.stdout
 
 

@@ -1,6 +1,7 @@
 """A mounted pool whose volumes are alike, and writes to an image that are timed one by one."""
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -89,7 +90,7 @@ class Pool:
         """Return what status.json says of the first volume."""
         return dict(json.loads(self.read('status.json'))['volumes'][0])
 
-    @property
+    @functools.cached_property
     def pid(self) -> int:
         return int(json.loads(self.read('status.json'))['pid'])
 
