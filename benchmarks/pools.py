@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from host import MIB, TOOL, run, stopper
 
@@ -28,7 +28,7 @@ class Pool:
     mount: str = ''
     mount_seconds: float = field(default=0.0, init=False)
 
-    def __enter__(self) -> 'Pool':
+    def __enter__(self) -> Self:
         self.mountpoint.mkdir()
         try:
             self._make()

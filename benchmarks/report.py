@@ -89,7 +89,8 @@ def chart(machine: Mapping[str, str], results: Results, path: Path) -> bool:
         points = [(results.ratio(job, taker, PEERS[0]), at) for at, job in enumerate(drawn)]
         known = [point for point in points if point[0]]
         size, marker = (90, 'D') if taker == US else (30, 'osv^<>pX'[number % 8])
-        axes.scatter(*zip(*known, strict=True), s=size, marker=marker, label=taker, zorder=3 + (taker == US))
+        places, heights = zip(*known, strict=True)
+        axes.scatter(places, heights, s=size, marker=marker, label=taker, zorder=3 + (taker == US))
     axes.axvline(1, color='black', linewidth=0.8)
     axes.set_yticks(range(len(drawn)), drawn, fontsize=8)
     axes.invert_yaxis()
