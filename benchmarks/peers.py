@@ -13,6 +13,7 @@ loop devices.  Takes half an hour; with --quick five minutes.
 import argparse
 import contextlib
 import json
+import os
 import random
 import sys
 from collections.abc import Iterable, Sequence
@@ -138,6 +139,8 @@ def parse() -> argparse.Namespace:
     asked = parser.parse_args()
     if asked.size_mib < 384 or asked.size_mib % 8 or asked.seconds <= 0 or asked.repeats < 1:
         parser.error('images are of 384 MiB or more, a multiple of 8; seconds and repeats more than 0')
+    if os.geteuid():
+        parser.error('needs root, for loop devices and to drop caches')
     return asked
 
 

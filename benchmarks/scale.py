@@ -13,8 +13,8 @@ from outside:
   …, longest         hot writes alone, while the file is read a hundred times a second, and while some
                      thousand chunks are cleared at once: what 99.9 % of them stay below, and the longest
 
-Then it prints how each grows, and whether anything holds up writes to a volume of 64 TiB too long.  On a
-machine that others use, too, run it by `chrt --fifo 5`: else their turns on the processors count.
+Then it prints how each grows, and whether anything holds up writes to a volume of 64 TiB too long.  Needs a
+machine that does nothing else: the turns of others on the processors count as held up.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import contextlib
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 
 import host
 import workloads
-from contenders import end
+from contenders import background
 from host import Progress, install, workspace
 from pools import Pool, for_seconds, timed_writes
 
@@ -50,13 +49,14 @@ TIME_BASE = 0.2
 """Quiet seconds until a chunk is cleared, where clearing is measured."""
 HELD_UP = 5.0
 """Milliseconds that nothing may hold up a write."""
-TOLERANCE = 1.25
+TOLERANCE = 1.5
 """What noise may add to a growth."""
 FILES = ('status.json', 'mdstat', 'metrics')
 READER = """
 import sys, time
 while True:
     open(sys.argv[1]).read()
+    print(file=sys.stderr)
     time.sleep(0.01)
 """
 Point = dict[str, float]
@@ -124,12 +124,10 @@ class Volume:
     def _reading(self, name: str) -> Iterator[None]:
         """Have another process read a file again and again."""
         file = self._pool.mountpoint / '.mirrorfs' / name
-        reader = subprocess.Popen([sys.executable, '-c', READER, file], stderr=subprocess.PIPE, text=True)
-        try:
-            time.sleep(0.2)
+        with background(sys.executable, '-c', READER, str(file)) as reader:
+            assert reader.stderr
+            reader.stderr.readline()  # starting a program is no part of it
             yield
-        finally:
-            end(reader)
 
     def _cost_of_clearing(self) -> Point:
         """Return processor time: of sweeps that find nothing, and of clearing on top of that."""
