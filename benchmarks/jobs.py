@@ -13,7 +13,7 @@ from pathlib import Path
 import workloads
 from contenders import ASIDE, CACHED, EIGHT, NO_LOG, NOTHING, ONE, ONE_JOB, OPTIONS, PEERS, RAW, TWO_RAW, US
 from pools import Pool
-from workloads import Cell, cell_rate, touch
+from workloads import Cell, cell_rate, touch, warm
 
 FIRST = 'first sequential write'
 OFTEN = 3
@@ -53,9 +53,7 @@ def on_images(images: Images, folder: Path, size: int, seconds: float) -> Iterat
     def take(cell: Cell, name: str) -> Take:
         image = images[name]
         rate = partial(cell_rate, image, cell, size, seconds)
-        if cell.buffered:
-            return Take(rate, partial(workloads.warm, image))
-        return Take(rate, partial(touch, [image], size)) if cell.writes else Take(rate)
+        return Take(rate, partial(touch if cell.writes else warm, [image], size))
 
     def job(cell: Cell, names: Sequence[str], name: str = '', times: int = 1) -> Job:
         return Job(name or cell.name, {who: take(cell, who) for who in names if who in images}, times)
@@ -87,7 +85,7 @@ def _eight(cell: Cell, images: Images, size: int, seconds: float) -> Job:
 
     def take(targets: Sequence[Path], each: int) -> Take:
         rate = partial(workloads.together, targets, cell, each, seconds)
-        return Take(rate, partial(touch, sorted(set(targets)), each)) if cell.writes else Take(rate)
+        return Take(rate, partial(touch if cell.writes else warm, sorted(set(targets)), each))
 
     takers = {EIGHT: take(volumes, share), ONE: take([one] * 8, size), ONE_JOB: take([one], size)}
     return Job(eight(cell), takers)

@@ -42,11 +42,12 @@ GLUSTER_TOOLS = {'glusterd': 'glusterfs-server', 'mount.glusterfs': 'glusterfs-c
 VERSIONED = {'fio': ('fio',), 'qemu': ('qemu-storage-daemon',), 'btrfs': ('btrfs',)}
 NOTES = """\
 All images were filled with random bytes first, 1 MiB at a time.  Before every run the disk was synced.
-Before every fio run that writes to an image, 4 KiB were written to each MiB of it, for all contenders
-alike, so that the chunks of an intent log are dirty already, as they are in use.  What making them
-dirty costs is measured by "first sequential write", on a new volume each time, not filled.  Jobs on
-ext4 begin on a new filesystem, with nothing touched first; it is on a direct loop, but for qemu's
-export on a buffered one, since a direct one corrupts there."""
+Before every fio run that reads an image, all of it was read once; before every one that writes, 4 KiB
+were written to each MiB of it, so that the chunks of an intent log are dirty already, as they are in
+use: for all contenders alike.  What making chunks dirty costs is measured by "first sequential
+write", on a new volume each time, not filled.  Jobs on ext4 begin on a new filesystem, with nothing
+touched first; it is on a direct loop, but for qemu's export on a buffered one, since a direct one
+corrupts there."""
 
 
 class Course:
@@ -127,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--folder', default='/var/tmp', help='where the legs go (a disk, not tmpfs)')
     parser.add_argument('--out', default='.', help='where peers.txt, peers.json and peers.png go')
-    parser.add_argument('--seconds', type=float, default=1.5, help='of each fio run')
+    parser.add_argument('--seconds', type=float, default=1.3, help='of each fio run')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--size-mib', type=int, default=1024, help='of each image')
     parser.add_argument('--only', default='', help='just the jobs with this in their names')

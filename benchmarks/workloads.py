@@ -86,11 +86,12 @@ def touch(images: Sequence[Path], size: int) -> None:
     fio(images, *options, f'--size={size}', f'--number_ios={count}')
 
 
-def warm(image: Path) -> None:
-    """Read an image through the page cache, where it has one."""
-    with open(image, 'rb', buffering=0) as file:
-        while file.read(MIB):
-            pass
+def warm(images: Sequence[Path], size: int) -> None:
+    """Read images as a whole: what a contender keeps in the page cache is there then."""
+    for image in images:
+        with open(image, 'rb', buffering=0) as file:
+            for _ in range(0, size, MIB):
+                file.read(MIB)
 
 
 def side_by_side(folder: Path, size: int, seconds: float) -> float:
