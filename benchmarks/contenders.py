@@ -1,47 +1,31 @@
-"""Who takes part in the comparison: each gives an image file of the same size, on legs in the same folder.
+"""Who takes part in the comparison: each gives an image file of the same size, on legs on the same disk.
 
-A contender is a context manager; what it started is stopped and detached at its end, by pid and device.  All
-have two legs (the raw file one) on one disk, filled with random bytes before anything is measured.  Peers are
-set up as their manuals advise for images of virtual machines.
+A contender is a context manager that is given a folder of its own; what it started is stopped and detached at
+its end, by pid and device.  All have two legs (the raw file one), filled with random bytes before anything is
+measured.  Peers are set up as their manuals advise for images of virtual machines.
 """
 
 import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-MIB = 1 << 20
-TOOL = (sys.executable, '-c', 'from mirrorfs.cli import main; main()')
+from host import MIB, Unavailable, run, stopper
+from pools import Pool, fill
+
 Contender = Callable[[Path, int], 'contextlib.AbstractContextManager[Path]']
-
-
-class Unavailable(Exception):
-    """A contender cannot take part, and why."""
-
-
-def run(*command: str | Path, **options: object) -> str:
-    """Run a program to its end; return what it printed.  Raises Unavailable with what it complained of."""
-    words = [str(word) for word in command]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=True, **options)  # type: ignore[call-overload]
-    except FileNotFoundError:
-        raise Unavailable(f'{words[0]} is not installed') from None
-    except subprocess.CalledProcessError as error:
-        raise Unavailable(f'{words[0]}: {error.stderr.strip()[-500:]}') from None
-    return str(done.stdout)
-
-
-def fill(path: Path, size: int) -> Path:
-    """Write `size` random bytes to a file or device, and sync it."""
-    with open(path, 'r+b' if path.exists() else 'wb', buffering=0) as file:
-        for at in range(0, size, MIB):
-            file.write(os.urandom(min(MIB, size - at)))
-        os.fsync(file.fileno())
-    return path
+RAW, US, NO_LOG = 'raw file', 'mirrorfs', 'mirrorfs, no log'
+PEERS = ('quorum, threads', 'quorum, io_uring')
+"""qemu's quorum by how it does I/O on files; the first is its default."""
+GLUSTER, CACHED = 'GlusterFS replica 2', 'mirrorfs, cache=auto'
+NOTHING, TWO_RAW, EIGHT = 'null-co', 'two raw files', 'eight volumes'
+ONE, ONE_JOB = 'one volume, eight jobs', 'one volume, one job'
+OPTIONS: dict[str, tuple[str, ...]] = {US: (), NO_LOG: ('--log', 'none')}
+ON_LOOP = (RAW, US, *PEERS)
+"""Those that get an ext4 on a loop over the image."""
 
 
 @contextlib.contextmanager
@@ -49,23 +33,32 @@ def raw(folder: Path, size: int) -> Iterator[Path]:
     yield fill(folder / 'raw.img', size)
 
 
+@contextlib.contextmanager
+def two_raw(folder: Path, size: int) -> Iterator[Path]:
+    """Two raw files, `0` and `1` in the folder that this gives."""
+    for leg in (0, 1):
+        fill(folder / str(leg), size)
+    yield folder
+
+
 def mirrorfs(*options: str, mount: str = '') -> Contender:
     """Two legs; `options` of create, `mount` options."""
 
     @contextlib.contextmanager
     def contender(folder: Path, size: int) -> Iterator[Path]:
-        name = f'mirrorfs{len(list(folder.iterdir()))}'
-        pool, mountpoint = folder / f'{name}.pool', folder / name
-        mountpoint.mkdir()
-        legs = [f'--leg={folder / name}.{leg}.leg' for leg in (0, 1)]
-        run(*TOOL, 'create', pool, 'v', f'--size={size}', *legs, *options)
-        run(*TOOL, 'mount', pool, mountpoint, *(['-o', mount] if mount else []))
-        try:
-            yield fill(mountpoint / 'v', size)
-        finally:
-            run(*TOOL, 'umount', pool)
+        with Pool(folder, size, create=options, mount=mount) as pool:
+            yield fill(pool.images[0], size)
 
     return contender
+
+
+@contextlib.contextmanager
+def eight_volumes(folder: Path, size: int) -> Iterator[Path]:
+    """Eight volumes of one pool, together as large as one of the others; gives the folder they are in."""
+    with Pool(folder, size // 8, volumes=8) as pool:
+        for image in pool.images:
+            fill(image, size // 8)
+        yield pool.mountpoint
 
 
 def quorum(aio: str) -> Contender:
@@ -73,10 +66,10 @@ def quorum(aio: str) -> Contender:
 
     @contextlib.contextmanager
     def contender(folder: Path, size: int) -> Iterator[Path]:
-        image, command = folder / f'quorum-{aio}', []
+        image, command = folder / 'export', []
         image.touch()
         for leg in (0, 1):
-            path = fill(folder / f'quorum-{aio}.{leg}.img', size)
+            path = fill(folder / f'{leg}.img', size)
             command += ['--blockdev', f'driver=file,node-name=f{leg},filename={path},aio={aio}']
         node = 'driver=quorum,node-name=q,children.0=f0,children.1=f1,vote-threshold=2,read-pattern=fifo'
         with storage_daemon(image, size, *command, '--blockdev', node):
@@ -88,7 +81,7 @@ def quorum(aio: str) -> Contender:
 @contextlib.contextmanager
 def nothing(folder: Path, size: int) -> Iterator[Path]:
     """A FUSE export in C that does nothing: the floor of what goes through the kernel."""
-    image = folder / 'null-co'
+    image = folder / 'export'
     image.touch()
     with storage_daemon(image, size, '--blockdev', f'driver=null-co,node-name=q,size={size}'):
         yield image
@@ -98,24 +91,53 @@ def nothing(folder: Path, size: int) -> Iterator[Path]:
 def storage_daemon(image: Path, size: int, *nodes: str) -> Iterator[None]:
     """Run qemu-storage-daemon with node `q` exported at `image`."""
     export = f'type=fuse,id=e,node-name=q,mountpoint={image},writable=on'
-    try:
-        daemon = subprocess.Popen(
-            ['qemu-storage-daemon', *nodes, '--export', export], stderr=subprocess.PIPE, text=True
-        )
-    except FileNotFoundError:
-        raise Unavailable('qemu-storage-daemon is not installed') from None
-    try:
-        deadline = time.monotonic() + 10
-        while image.stat().st_size != size:
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                daemon.kill()
-                raise Unavailable(f'qemu-storage-daemon: {daemon.communicate()[1].strip()}')
-            time.sleep(0.05)
+    with background('qemu-storage-daemon', *nodes, '--export', export) as daemon:
+        wait_for(lambda: image.stat().st_size == size, daemon, 'qemu-storage-daemon')
         yield
+
+
+@contextlib.contextmanager
+def background(*command: str) -> Iterator['subprocess.Popen[str]']:
+    """Have a program run beside; it is ended by SIGTERM, or killed where that does not help."""
+    daemon = None
+    try:
+        with stopper.later():
+            daemon = start(*command)
+        yield daemon
     finally:
-        if daemon.poll() is None:
-            daemon.send_signal(signal.SIGTERM)
-        daemon.wait(30)
+        if daemon:
+            with stopper.later():
+                end(daemon)
+
+
+def start(*command: str) -> 'subprocess.Popen[str]':
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise Unavailable(f'{command[0]} is not installed') from None
+
+
+def end(daemon: 'subprocess.Popen[str]') -> None:
+    if daemon.poll() is None:
+        daemon.send_signal(signal.SIGTERM)
+    try:
+        daemon.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.communicate()
+
+
+def wait_for(ready: Callable[[], bool], daemon: 'subprocess.Popen[str]', name: str) -> None:
+    """Wait until a program that was just started is ready.  Raises Unavailable with what it said instead."""
+    deadline = time.monotonic() + 30
+    while not ready():
+        if daemon.poll() is not None or time.monotonic() > deadline:
+            daemon.kill()
+            raise Unavailable(f'{name}: {daemon.communicate()[1].strip()[-500:]}')
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -136,14 +158,17 @@ def mounted(device: Path | str, where: Path, *options: str) -> Iterator[Path]:
     try:
         yield where
     finally:
-        for attempt in range(20):
-            try:
-                run('umount', where)
-                break
-            except Unavailable:
-                if attempt == 19:
-                    raise
-                time.sleep(0.25)
+        with stopper.later():
+            unmount(where)
+
+
+def unmount(where: Path) -> None:
+    for _ in range(20):
+        with contextlib.suppress(Unavailable):
+            run('umount', where)
+            return
+        time.sleep(0.25)
+    run('umount', where)
 
 
 @contextlib.contextmanager
@@ -152,12 +177,12 @@ def btrfs(folder: Path, size: int) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         devices = []
         for leg in (0, 1):
-            backing = folder / f'btrfs.{leg}.img'
+            backing = folder / f'{leg}.img'
             with open(backing, 'wb') as file:
                 file.truncate(size + size // 4 + 512 * MIB)
             devices.append(stack.enter_context(loop(backing, '--direct-io=on')))
         run('mkfs.btrfs', '--quiet', '--force', '--metadata', 'raid1', '--data', 'raid1', *devices)
-        where = stack.enter_context(mounted(devices[0], folder / 'btrfs', '--options', 'noatime'))
+        where = stack.enter_context(mounted(devices[0], folder / 'mnt', '--options', 'noatime'))
         image = where / 'v'
         image.touch()
         run('chattr', '+C', image)
@@ -168,17 +193,59 @@ def btrfs(folder: Path, size: int) -> Iterator[Path]:
 def gluster(folder: Path, size: int) -> Iterator[Path]:
     """GlusterFS replica 2 on this host, with the settings of its group for virtual machines."""
     name = f'bench{os.getpid()}'
-    host = run('hostname', '--ip-address').split()[0]
-    bricks = [folder / f'brick{leg}' for leg in (0, 1)]
-    run('systemctl', 'start', 'glusterd')
-    places = [f'{host}:{brick}' for brick in bricks]
-    run('gluster', '--mode=script', 'volume', 'create', name, 'replica', '2', *places, 'force')
-    try:
-        run('gluster', '--mode=script', 'volume', 'set', name, 'group', 'virt')
-        run('gluster', '--mode=script', 'volume', 'start', name)
-        with mounted(f'{host}:/{name}', folder / 'gluster', '-t', 'glusterfs') as where:
-            yield fill(where / 'v', size)
-    finally:
-        for verb in ('stop', 'delete'):
-            with contextlib.suppress(Unavailable):
-                run('gluster', '--mode=script', 'volume', verb, name, *(['force'] if verb == 'stop' else []))
+    host = run('hostname', '-I').split()[0]
+    bricks = [f'{host}:{folder}/brick{leg}' for leg in (0, 1)]
+    with glusterd():
+        try:
+            gluster_tool('create', name, 'replica', '2', *bricks, 'force')
+            gluster_tool('set', name, 'group', 'virt')
+            gluster_tool('start', name)
+            with mounted(f'{host}:/{name}', folder / 'mnt', '-t', 'glusterfs') as where:
+                yield fill(where / 'v', size)
+        finally:
+            for words in (('stop', name, 'force'), ('delete', name)):
+                with contextlib.suppress(Unavailable):
+                    gluster_tool(*words)
+
+
+def gluster_tool(*words: str) -> str:
+    return run('gluster', '--mode=script', 'volume', *words)
+
+
+@contextlib.contextmanager
+def glusterd() -> Iterator[None]:
+    """Have the daemon of GlusterFS run: the host's, or one of our own."""
+
+    def answers() -> bool:
+        try:
+            gluster_tool('list')
+            return True
+        except Unavailable:
+            return False
+
+    if answers():
+        yield
+        return
+    with background('glusterd', '--no-daemon') as daemon:
+        wait_for(answers, daemon, 'glusterd')
+        yield
+
+
+FIELD: dict[str, Contender] = {
+    RAW: raw,
+    US: mirrorfs(*OPTIONS[US]),
+    NO_LOG: mirrorfs(*OPTIONS[NO_LOG]),
+    PEERS[0]: quorum('threads'),
+    PEERS[1]: quorum('io_uring'),
+    'btrfs raid1': btrfs,
+}
+"""Those that run every fio job."""
+ASIDE: dict[str, Contender] = {
+    CACHED: mirrorfs(mount='cache=auto'),
+    NOTHING: nothing,
+    TWO_RAW: two_raw,
+    EIGHT: eight_volumes,
+}
+"""Those that only a few jobs are for."""
+ORDER = (*FIELD, GLUSTER, *ASIDE, ONE, ONE_JOB)
+"""As all are listed wherever they are shown."""

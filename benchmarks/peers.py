@@ -3,191 +3,175 @@
 
     .venv/bin/python benchmarks/peers.py [--folder DIR] [--out DIR] [--repeats 3] [--all] [--quick]
 
-Installs what it needs (as root, from Debian's packages), sets all contenders up beside each other, runs every
-job of every contender in turn, again and again, and takes medians.  Writes peers.txt, peers.json and
-peers.png, with the machine and all versions.  A run that fails is said to have failed, and is not left out.
+Installs what it needs (as root, from Debian's packages; matplotlib into the environment that runs this), sets
+all contenders up beside each other, runs every job of all contenders in turn, in an order that changes, again
+and again, and takes medians.  Writes peers.txt, peers.json and peers.png, with the machine, all versions, and
+what is wanted of the figures.  A run that fails is said to have failed, and is not left out.  Needs root, for
+loop devices.  Takes half an hour; with --quick five minutes.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import platform
-import shutil
-import statistics
-import subprocess
+import random
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import contenders
+import host
+import jobs
+import report
+import targets
 import workloads
-from contenders import MIB, Contender, Unavailable, mirrorfs, quorum, run
-from report import chart, ratios, table
+from contenders import ASIDE, FIELD, ON_LOOP, PEERS
+from jobs import Job
+from results import Results
 
-PACKAGES = ['fio', 'qemu-system-common', 'btrfs-progs']
-FULL: dict[str, Contender] = {
-    'raw file': contenders.raw,
-    'mirrorfs': mirrorfs(),
-    'mirrorfs, no log': mirrorfs('--log', 'none'),
-    'quorum, threads': quorum('threads'),
-    'quorum, io_uring': quorum('io_uring'),
-    'btrfs raid1': contenders.btrfs,
+TOOLS = {
+    'fio': 'fio',
+    'qemu-storage-daemon': 'qemu-system-common',
+    'qemu-img': 'qemu-utils',
+    'mkfs.btrfs': 'btrfs-progs',
+    'mkfs.ext4': 'e2fsprogs',
+    'losetup': 'mount',
+    'git': 'git',
 }
-ON_LOOP = ['raw file', 'mirrorfs', 'quorum, threads', 'quorum, io_uring']
-"""Those with an ext4 on a loop over the image: a direct one, but for qemu's export, which then corrupts."""
+GLUSTER_TOOLS = {'glusterd': 'glusterfs-server', 'mount.glusterfs': 'glusterfs-client', 'getfattr': 'attr'}
+VERSIONED = {'fio': ('fio',), 'qemu': ('qemu-storage-daemon',), 'btrfs': ('btrfs',)}
+NOTES = """\
+All images were filled with random bytes first, 1 MiB at a time.  Before every run the disk was synced.
+Before every fio run that reads an image, all of it was read once; before every one that writes, 4 KiB
+were written to each MiB of it, so that the chunks of an intent log are dirty already, as they are in
+use: for all contenders alike.  What making chunks dirty costs is measured by "first sequential
+write", on a new volume each time, not filled.  Jobs on ext4 begin on a new filesystem, with nothing
+touched first; it is on a direct loop, but for qemu's export on a buffered one, since a direct one
+corrupts there."""
 
 
-@dataclass
-class Measured:
-    """What came out: by job and contender the rates of all rounds, or why there is none."""
+class Course:
+    """All contenders that could be set up, and what came out."""
 
-    rates: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    failed: dict[str, dict[str, str]] = field(default_factory=dict)
-    busy: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    def __init__(self, asked: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.results = Results()
+        self._asked, self._folder, self._stack = asked, folder, stack
+        self._size = asked.size_mib * host.MIB
+        self._disk, self._chance = host.Disk(folder), random.Random(asked.seed)
+        self._images: dict[str, Path] = {}
 
-    def take(self, job: str, name: str, disk: workloads.Disk, measure: Callable[[], float]) -> None:
+    def run(self) -> None:
+        """Set all up, and measure: on the images first, since a filesystem overwrites them."""
+        field = FIELD | ({contenders.GLUSTER: contenders.gluster} if self._asked.all else {}) | ASIDE
+        for name, contender in field.items():
+            print(f'setting up: {name}', file=sys.stderr)
+            where = self._place(name)
+            where.mkdir()
+            self._enter(self._images, name, contender(where, self._size))
+        on_images = self._chosen(jobs.on_images(self._images, self._folder, self._size, self._asked.seconds))
+        later = [name for name in workloads.JOBS if self._asked.only in f'ext4: {name}']
+        steps = sum(len(job.takers) * job.times for job in on_images) + len(later) * len(ON_LOOP)
+        self._progress = host.Progress(steps * self._asked.repeats)
+        self._rounds(on_images)
+        if later:
+            self._rounds(self._chosen(jobs.on_ext4(self._filesystems(), self._asked.seconds)))
+
+    def _place(self, name: str) -> Path:
+        return self._folder / name.replace(',', '').replace(' ', '-')
+
+    def _enter(
+        self, into: dict[str, Path], name: str, context: contextlib.AbstractContextManager[Path]
+    ) -> None:
         try:
-            with disk.watched() as busy:
-                rate = measure()
-        except (Unavailable, OSError, KeyError, ValueError) as error:
-            self.failed.setdefault(job, {})[name] = str(error)[-300:]
-            print(f'  {job}: {name} failed: {error}', file=sys.stderr)
-            return
-        self.rates.setdefault(job, {}).setdefault(name, []).append(rate)
-        self.busy.setdefault(job, {}).setdefault(name, []).append(busy())
+            into[name] = self._stack.enter_context(context)
+        except Exception as error:
+            self.results.absent[name] = str(error)
+            print(f'{name} cannot take part: {error}', file=sys.stderr)
 
+    def _filesystems(self) -> dict[str, Path]:
+        """Return where an ext4 is mounted for each of those that have one."""
+        places: dict[str, Path] = {}
+        for name in ON_LOOP:
+            if image := self._images.get(name):
+                where = self._place(f'ext4 {name}')
+                self._enter(places, name, workloads.filesystem(image, where, direct=name not in PEERS))
+        return places
 
-def install(packages: list[str]) -> None:
-    """Install what is missing; say so where that cannot be."""
-    tools = {'fio': 'fio', 'qemu-storage-daemon': 'qemu-system-common', 'mkfs.btrfs': 'btrfs-progs'}
-    missing = [package for tool, package in tools.items() if not shutil.which(tool, path=_path())]
-    missing += [package for package in packages if package not in PACKAGES]
-    if not missing:
-        return
-    if os.geteuid():
-        print(f'missing, and only root can install it: {" ".join(missing)}', file=sys.stderr)
-        return
-    print(f'installing {" ".join(missing)}', file=sys.stderr)
-    environment = {**os.environ, 'DEBIAN_FRONTEND': 'noninteractive'}
-    subprocess.run(
-        ['apt-get', '-qq', 'install', '--no-install-recommends', *missing],
-        env=environment, stdout=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+    def _chosen(self, all_jobs: Iterable[Job]) -> list[Job]:
+        return [job for job in all_jobs if self._asked.only in job.name]
 
+    def _rounds(self, chosen: Sequence[Job]) -> None:
+        for turn in range(self._asked.repeats):
+            for job in chosen:
+                self.results.begin(job.name)
+                self._progress.say(f'round {turn + 1} of {self._asked.repeats}, {job.name}')
+                for _ in range(job.times):
+                    self._in_turn(job)
 
-def _path() -> str:
-    return f'{os.environ.get("PATH", "")}:/usr/sbin:/sbin'
-
-
-def machine() -> dict[str, str]:
-    """Return what a reader must know of the machine."""
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    model = next((line.partition(':')[2].strip() for line in lines if 'model name' in line), 'unknown')
-    facts = {
-        'processor': f'{os.cpu_count()} x {model}',
-        'kernel': platform.release(),
-        'python': platform.python_version(),
-    }
-    commands = {'fio': ['fio', '--version'], 'qemu': ['qemu-storage-daemon', '--version'],
-                'btrfs': ['btrfs', '--version'], 'mirrorfs': [*contenders.TOOL, '--version']}  # fmt: skip
-    for name, command in commands.items():
-        with contextlib.suppress(Unavailable):
-            facts[name] = run(*command).splitlines()[0]
-    return facts
-
-
-def compete(asked: argparse.Namespace, folder: Path) -> Measured:
-    """Set all up, and run all jobs of all contenders in turn."""
-    measured, disk = Measured(), workloads.Disk(folder)
-    size = asked.size_mib * MIB
-    field_ = {**FULL, **({'GlusterFS replica 2': contenders.gluster} if asked.all else {})}
-    with contextlib.ExitStack() as stack:
-        images: dict[str, Path] = {}
-        for name, contender in field_.items():
+    def _in_turn(self, job: Job) -> None:
+        """Measure every taker once, in an order by chance."""
+        for name in self._chance.sample(list(job.takers), len(job.takers)):
+            take = job.takers[name]
             try:
-                images[name] = stack.enter_context(contender(folder, size))
-            except (Unavailable, OSError) as error:
-                print(f'{name} cannot take part: {error}', file=sys.stderr)
-                measured.failed.setdefault('all', {})[name] = str(error)
-        cells = [cell for cell in workloads.CELLS if asked.only in cell.name]
-        for turn in range(asked.repeats):
-            for cell in cells:
-                for name, image in images.items():
-                    measured.take(
-                        cell.name, name, disk,
-                        lambda image=image, cell=cell: workloads.cell_rate(image, cell, size, asked.seconds),
-                    )  # type: ignore[misc]  # fmt: skip
-            print(f'fio, round {turn + 1} of {asked.repeats} done', file=sys.stderr)
-        jobs = {name: job for name, job in workloads.JOBS.items() if asked.only in name}
-        if jobs:
-            on_ext4(asked, folder, stack, {n: images[n] for n in ON_LOOP if n in images}, jobs, measured)
-    return measured
+                take.before()
+                host.run('sync', '--file-system', self._folder)
+                with self._disk.watched() as busy:
+                    rate = take.rate()
+                self.results.add(job.name, name, rate, busy())
+            except Exception as error:
+                self.results.fail(job.name, name, f'{type(error).__name__}: {error}')
+                print(f'{job.name}: {name} failed: {error}', file=sys.stderr)
+            self._progress.step()
 
 
-def on_ext4(
-    asked: argparse.Namespace,
-    folder: Path,
-    stack: contextlib.ExitStack,
-    images: dict[str, Path],
-    jobs: dict[str, Callable[[Path, float], float]],
-    measured: Measured,
-) -> None:
-    """Run the jobs on an ext4 on a loop device over each image."""
-    disk, places = workloads.Disk(folder), {}
-    for name, image in images.items():
-        where = folder / f'ext4 {name}'.replace(' ', '-')
-        try:
-            mounted = workloads.filesystem(image, where, direct=not name.startswith('quorum'))
-            places[name] = stack.enter_context(mounted)
-        except (Unavailable, OSError) as error:
-            print(f'ext4 on {name}: {error}', file=sys.stderr)
-            measured.failed.setdefault('ext4', {})[name] = str(error)
-    for turn in range(asked.repeats):
-        for job, work in jobs.items():
-            for name, place in places.items():
-                measured.take(
-                    f'ext4: {job}', name, disk, lambda place=place, work=work: work(place, asked.seconds)
-                )  # type: ignore[misc]
-        print(f'ext4, round {turn + 1} of {asked.repeats} done', file=sys.stderr)
-
-
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('--folder', default='/var/tmp', help='where the legs go (a disk, not tmpfs)')
     parser.add_argument('--out', default='.', help='where peers.txt, peers.json and peers.png go')
-    parser.add_argument('--seconds', type=float, default=3.0, help='of each fio run')
+    parser.add_argument('--seconds', type=float, default=1.3, help='of each fio run')
     parser.add_argument('--repeats', type=int, default=3)
     parser.add_argument('--size-mib', type=int, default=1024, help='of each image')
     parser.add_argument('--only', default='', help='just the jobs with this in their names')
     parser.add_argument('--all', action='store_true', help='GlusterFS, too')
     parser.add_argument('--quick', action='store_true', help='one short round, to see that all works')
+    parser.add_argument('--seed', type=int, default=1, help='of the order of contenders')
+    if parser.parse_args().quick:
+        parser.set_defaults(seconds=0.5, repeats=1, size_mib=512)
     asked = parser.parse_args()
-    if asked.quick:
-        asked.seconds, asked.repeats, asked.size_mib = 1.0, 1, 512
-    os.environ['PATH'] = _path()
-    install([*PACKAGES, *(['glusterfs-server', 'glusterfs-client', 'attr'] if asked.all else [])])
-    folder = Path(tempfile.mkdtemp(prefix='mirrorfs-bench-', dir=asked.folder))
+    if asked.size_mib < 384 or asked.size_mib % 8 or asked.seconds <= 0 or asked.repeats < 1:
+        parser.error('images are of 384 MiB or more, a multiple of 8; seconds and repeats more than 0')
+    if os.geteuid():
+        parser.error('needs root, for loop devices and to drop caches')
+    return asked
+
+
+def main() -> int:
+    asked = parse()
+    Path(asked.out).mkdir(parents=True, exist_ok=True)
+    host.install(TOOLS | (GLUSTER_TOOLS if asked.all else {}))
+    host.install_modules()
     try:
-        measured = compete(asked, folder)
+        with host.workspace(asked.folder, 'peers') as folder, contextlib.ExitStack() as stack:
+            course = Course(asked, folder, stack)
+            course.run()
+            return publish(asked, course.results)
     finally:
-        shutil.rmtree(folder)
         workloads.archive_path().unlink(missing_ok=True)
-    facts: dict[str, Any] = {
-        'machine': machine(), 'rates': measured.rates, 'failed': measured.failed, 'busy': measured.busy
-    }  # fmt: skip
-    medians = {job: {n: statistics.median(r) for n, r in by.items()} for job, by in measured.rates.items()}
-    text = table(facts['machine'], measured.rates, measured.failed, measured.busy) + ratios(medians)
+
+
+def publish(asked: argparse.Namespace, results: Results) -> int:
+    """Print and write what came out; return the exit code."""
+    machine = host.facts(VERSIONED | ({'gluster': ('gluster',)} if asked.all else {}))
+    machine['run'] = (
+        f'{asked.repeats} rounds of {asked.seconds} s, images of {asked.size_mib} MiB, seed {asked.seed}'
+    )
+    verdicts, out = targets.verdicts(results), Path(asked.out)
+    text = report.text(machine, NOTES, results, verdicts)
     print(text)
-    out = Path(asked.out)
     (out / 'peers.txt').write_text(text)
-    (out / 'peers.json').write_text(json.dumps(facts, indent=1))
-    chart(medians, out / 'peers.png')
-    return 0
+    (out / 'peers.json').write_text(json.dumps(report.raw(machine, NOTES, results, verdicts), indent=1))
+    return 0 if report.chart(machine, results, out / 'peers.png') else 1
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(host.finish(main))

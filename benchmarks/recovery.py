@@ -13,143 +13,104 @@ Then 4 KiB writes at depth 1 are timed on the idle volume and while a leg is rec
 import argparse
 import datetime
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-MIB = 1 << 20
-TOOL = [sys.executable, '-c', 'from mirrorfs.cli import main; main()']
-
-
-def run(*command: str | Path) -> str:
-    return subprocess.run([str(w) for w in command], check=True, capture_output=True, text=True).stdout
+import host
+from host import MIB, run, workspace
+from pools import Pool, fill, for_seconds, timed_writes
 
 
-class Mount:
-    """A mounted pool with one volume, of one leg at first."""
+class Mirror(Pool):
+    """A pool with one volume, of one leg at first, to which another one is added and taken away again."""
 
     def __init__(self, folder: Path, size: int) -> None:
-        self.pool, self.mountpoint, self.folder = folder / 'pool', folder / 'mnt', folder
-        self.mountpoint.mkdir()
-        self.leg = folder / 'v.leg'
-        run(*TOOL, 'create', self.pool, 'v', f'--size={size}', f'--leg={self.leg}')
-        run(*TOOL, 'mount', self.pool, self.mountpoint)
-        self.image = self.mountpoint / 'v'
-        block = os.urandom(MIB)
-        with open(self.image, 'r+b', buffering=0) as image:
-            for at in range(0, size, MIB):
-                image.write(at.to_bytes(8, 'little') + block[8:])
-            os.fsync(image.fileno())
+        super().__init__(folder, size, legs=1)
 
-    def control(self, file: str, text: str) -> None:
-        (self.mountpoint / '.mirrorfs/volumes/v' / file).write_text(text)
-
-    def status(self) -> dict[str, Any]:
-        status = json.loads((self.mountpoint / '.mirrorfs/status.json').read_text())
-        return dict(status['volumes'][0])
+    @property
+    def leg(self) -> Path:
+        return self.leg_paths('v0')[0]
 
     def add(self, name: str) -> Path:
         """Add a leg; return at once."""
         path = self.folder / name
-        self.control('add', f'{path}\n')
+        self.control('volumes/v0/add', str(path))
         return path
 
     def finish(self) -> None:
-        while self.status()['degraded'] or self.status()['sync']:
+        while (now := self.status())['degraded'] or now['sync']:
             time.sleep(0.01)
 
     def took(self) -> float:
         """Return the seconds of the last recovery, by the daemon's events."""
         times = {}
-        for line in (self.mountpoint / '.mirrorfs/events').read_text().splitlines():
+        for line in self.read('events').splitlines():
             stamp, word = line.split()[:2]
             times[word] = datetime.datetime.fromisoformat(stamp.replace('Z', '+00:00'))
         return float((times['RebuildFinished'] - times['RebuildStarted']).total_seconds())
 
     def drop(self, path: Path) -> None:
         """Take a leg out again: one leg is wanted, as before."""
-        self.control('fail', f'{path}\n')
-        self.control('remove', f'{path}\n')
-        self.control('raid_disks', '1\n')
+        self.control('volumes/v0/fail', str(path))
+        self.control('volumes/v0/remove', str(path))
+        self.control('volumes/v0/raid_disks', '1')
         path.unlink()
 
-    def close(self) -> None:
-        run(*TOOL, 'umount', self.pool)
 
-
-def recovery(mount: Mount) -> float:
+def recovery(mirror: Mirror) -> float:
     """Return the seconds that a new leg takes."""
-    path = mount.add('new.leg')
-    mount.finish()
-    mount.drop(path)
-    return mount.took()
+    path = mirror.add('new.leg')
+    mirror.finish()
+    mirror.drop(path)
+    return mirror.took()
 
 
-def plain(mount: Mount) -> float:
+def plain(mirror: Mirror) -> float:
     """Return the seconds that a plain copy of the leg takes."""
-    target = mount.folder / 'copy'
+    target = mirror.folder / 'copy'
     began = time.monotonic()
-    run('dd', f'if={mount.leg}', f'of={target}', 'bs=1M', 'conv=fdatasync')
+    run('dd', f'if={mirror.leg}', f'of={target}', 'bs=1M', 'conv=fdatasync')
     took = time.monotonic() - began
     target.unlink()
     return took
 
 
-def take_turns(mount: Mount, repeats: int) -> tuple[list[float], list[float]]:
+def take_turns(mirror: Mirror, repeats: int) -> tuple[list[float], list[float]]:
     """Return the seconds of plain copies and of recoveries, one each a turn; a first turn does not count."""
-    copies, recoveries = [], []
+    copies, recoveries = list[float](), list[float]()
     for turn in range(repeats + 1):
         both = [(plain, copies), (recovery, recoveries)]
         random.Random(turn).shuffle(both)
         for measure, times in both:
-            times.append(measure(mount))
+            times.append(measure(mirror))
     return copies[1:], recoveries[1:]
 
 
-def latencies(image: Path, size: int, wanted: Any) -> list[float]:
-    """Return the seconds of 4 KiB writes, one after the other, while `wanted()`."""
-    data, took = os.urandom(4096), []
-    file = os.open(image, os.O_RDWR)
-    try:
-        while wanted():
-            at = random.randrange(size // 4096) * 4096
-            began = time.perf_counter()
-            os.pwrite(file, data, at)
-            took.append(time.perf_counter() - began)
-    finally:
-        os.close(file)
-    return took
-
-
-def for_seconds(seconds: float) -> Any:
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() < end
-
-
-def foreground(mount: Mount, size: int) -> tuple[list[float], list[float]]:
+def foreground(mirror: Mirror) -> tuple[list[float], list[float]]:
     """Return latencies on the idle volume, and while a leg is recovered."""
-    latencies(mount.image, size, for_seconds(2))  # chunks are dirty from here on
-    idle = latencies(mount.image, size, for_seconds(3))
-    path = mount.add('new.leg')
+
+    def writes(wanted: Callable[[], bool]) -> list[float]:
+        return timed_writes(mirror.images[0], lambda: random.randrange(mirror.size // 4096) * 4096, wanted)
+
+    writes(for_seconds(2))  # chunks are dirty from here on
+    idle = writes(for_seconds(3))
+    path = mirror.add('new.leg')
     end = time.monotonic() + 10
     looked = [0.0, True]
 
     def recovering() -> bool:
         now = time.monotonic()
         if now - looked[0] > 0.5:
-            looked[:] = [now, bool(mount.status()['sync'])]
+            looked[:] = [now, bool(mirror.status()['sync'])]
         return bool(looked[1]) and now < end
 
-    during = latencies(mount.image, size, recovering)
-    mount.finish()
-    mount.drop(path)
+    during = writes(recovering)
+    mirror.finish()
+    mirror.drop(path)
     return idle, during
 
 
@@ -161,14 +122,12 @@ def main() -> int:
     parser.add_argument('--json', help='write all numbers here')
     asked = parser.parse_args()
     size = asked.size_mib * MIB
-    print(f'{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}')
-    with tempfile.TemporaryDirectory(prefix='mirrorfs-recovery-', dir=asked.folder) as folder:
-        mount = Mount(Path(folder), size)
-        try:
-            copies, recoveries = take_turns(mount, asked.repeats)
-            idle, during = foreground(mount, size)
-        finally:
-            mount.close()
+    for key, value in host.facts().items():
+        print(f'{key}: {value}')
+    with workspace(asked.folder, 'recovery') as folder, Mirror(folder, size) as mirror:
+        fill(mirror.images[0], size)
+        copies, recoveries = take_turns(mirror, asked.repeats)
+        idle, during = foreground(mirror)
     ratio = statistics.median(copies) / statistics.median(recoveries)
     for word, times in (('plain copy', copies), ('recovery', recoveries)):
         speed = asked.size_mib / statistics.median(times)
@@ -187,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(host.finish(main))

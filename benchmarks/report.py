@@ -1,84 +1,107 @@
-"""How results are shown: a table, the ratios that matter, a chart."""
+"""How results are shown: a table, what is wanted of them, a chart."""
 
+import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-Rates = Mapping[str, Mapping[str, list[float]]]
-Medians = Mapping[str, Mapping[str, float]]
-PEER = 'quorum'
-US, NO_LOG, RAW = 'mirrorfs', 'mirrorfs, no log', 'raw file'
-
-
-def peer(by_name: Mapping[str, float]) -> float:
-    """Return the rate of the better quorum; 0 where none has one."""
-    return max((rate for name, rate in by_name.items() if name.startswith(PEER)), default=0.0)
+from contenders import ORDER, PEERS, US
+from results import Results
+from targets import Verdict
 
 
-def table(
-    machine: Mapping[str, str], rates: Rates, failed: Mapping[str, Mapping[str, str]], busy: Rates
-) -> str:
-    """Return every number: medians, the lowest and highest, how busy the disk was."""
+def text(machine: Mapping[str, str], notes: str, results: Results, verdicts: Sequence[Verdict]) -> str:
+    """Return all that is known, for people."""
     lines = [f'{key}: {value}' for key, value in machine.items()]
-    for job in {**rates, **failed}:
-        lines += ['', job]
-        by_name = rates.get(job, {})
-        best = peer({name: statistics.median(values) for name, values in by_name.items()})
-        for name, values in by_name.items():
-            middle = statistics.median(values)
-            ratio = f'{middle / best:6.2f} x the better quorum' if best else ''
-            disk = f'disk {statistics.median(busy[job][name]):4.0%} busy'
-            span = f'({min(values):.1f}-{max(values):.1f})'
-            lines.append(f'  {name:<20}{middle:>11.1f}  {span}  {disk}  {ratio}')
-        for name, why in failed.get(job, {}).items():
-            lines.append(f'  {name:<20}     failed  {why}')
-    return '\n'.join(lines) + '\n'
+    lines += ['', notes, '', 'Medians, more is better: operations a second, on ext4 as README says.']
+    lines += [f'{name} takes no part: {why}' for name, why in results.absent.items()]
+    for job in results.jobs:
+        lines += ['', job, *_rows(results, job)]
+    return '\n'.join([*lines, '', *_judged(verdicts), ''])
 
 
-def ratios(medians: Medians) -> str:
-    """Return what is promised of the figures, and what they are."""
-    lines = ['', 'mirrorfs against the better quorum (and the raw file):']
-    found = []
-    for job, by_name in medians.items():
-        if US not in by_name:
-            continue
-        best, alone = peer(by_name), by_name.get(RAW, 0.0)
-        against = f'{by_name[US] / best:6.2f}' if best else '     -'
-        beside = f'{by_name[US] / alone:6.2f}' if alone else '     -'
-        lines.append(f'  {against}  ({beside} of raw)  {job}')
-        if best and not job.startswith('ext4'):
-            found.append(by_name[US] / best)
-    if found:
-        lines.append(f'  {statistics.geometric_mean(found):6.2f}  geometric mean of the fio cells')
-    lines += ['', 'log on against log none:']
-    for job, by_name in medians.items():
-        if {US, NO_LOG} <= by_name.keys():
-            lines.append(f'  {by_name[US] / by_name[NO_LOG]:6.2f}  {job}')
-    return '\n'.join(lines) + '\n'
+def _rows(results: Results, job: str) -> list[str]:
+    """Return a line a taker: median, lowest and highest, how busy the disk was, times the default peer."""
+    lines = []
+    for taker in results.takers(job):
+        rates = results.rates[job][taker]
+        ratio = results.ratio(job, taker, PEERS[0])
+        lines.append(
+            f'  {taker:<24}{statistics.median(rates):>11.1f}  {f"({min(rates):.1f}-{max(rates):.1f})":<24}'
+            f'disk {results.busiest(job, taker):4.0%} busy'
+            + (f'{ratio:8.2f} x {PEERS[0]}' if ratio is not None else '')
+        )
+    for taker, reasons in results.failed.get(job, {}).items():
+        lines.append(f'  {taker:<24}     FAILED  {len(reasons)} times: {" ".join(reasons[0].split())[-300:]}')
+    return lines
 
 
-def chart(medians: Medians, path: Path) -> None:
-    """Draw all jobs, each as times the better quorum; nothing without matplotlib."""
+def _judged(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the table of targets."""
+    wide = max(len(verdict.what) for verdict in verdicts)
+    lines = [
+        f'What is wanted.  "got" is against {PEERS[0]} where a peer is meant; "better" against the better of',
+        'the two quorums, job by job.',
+        '',
+        f'{"":<{wide}}  wanted     got            better',
+    ]
+    for verdict in verdicts:
+        got, better = _cell(verdict.got, verdict.word), _cell(verdict.better, verdict.better_word)
+        line = f'{verdict.what:<{wide}}  {verdict.wanted:6.2f}  {got}  '
+        lines.append((line + (better if verdict.better else '')).rstrip())
+    met = sum(verdict.word == 'met' for verdict in verdicts)
+    return [*lines, '', f'{met} of {len(verdicts)} met']
+
+
+def _cell(got: float | None, word: str) -> str:
+    return f'{"-" if got is None else format(got, ".2f"):>6} {word:<7}'
+
+
+def raw(
+    machine: Mapping[str, str], notes: str, results: Results, verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    """Return all that is known, for programs."""
+    judged = [
+        {**dataclasses.asdict(v), 'word': v.word, 'better_word': v.better_word if v.better else ''}
+        for v in verdicts
+    ]
+    return {'machine': dict(machine), 'notes': notes, **dataclasses.asdict(results), 'verdicts': judged}
+
+
+def chart(machine: Mapping[str, str], results: Results, path: Path) -> bool:
+    """Draw all jobs that the default peer did, in times its rate; return whether that could be done."""
     try:
         import matplotlib
     except ImportError:
-        print('no chart: pip install matplotlib')
-        return
+        print('no chart: matplotlib is not there and could not be installed')
+        return False
     matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    jobs = [job for job, by_name in medians.items() if peer(by_name)]
-    names = sorted({name for job in jobs for name in medians[job]})
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.38 * max(1, len(jobs))))
-    for number, name in enumerate(names):
-        heights = [medians[job].get(name, 0) / peer(medians[job]) for job in jobs]
-        places = [at + (number - len(names) / 2) * 0.8 / len(names) for at in range(len(jobs))]
-        axes.barh(places, heights, 0.8 / len(names), label=name)
+    drawn = [job for job in results.jobs if results.median(job, PEERS[0])]
+    if not drawn:
+        print(f'no chart: {PEERS[0]} did nothing that others could be drawn against')
+        return False
+    takers = [taker for taker in ORDER if any(taker in results.takers(job) for job in drawn)]
+    figure, axes = pyplot.subplots(figsize=(10, 2 + 0.27 * len(drawn)))
+    for number, taker in enumerate(takers):
+        points = [(results.ratio(job, taker, PEERS[0]), at) for at, job in enumerate(drawn)]
+        known = [point for point in points if point[0]]
+        size, marker = (90, 'D') if taker == US else (30, 'osv^<>pX'[number % 8])
+        places, heights = zip(*known, strict=True)
+        axes.scatter(places, heights, s=size, marker=marker, label=taker, zorder=3 + (taker == US))
     axes.axvline(1, color='black', linewidth=0.8)
-    axes.set_yticks(range(len(jobs)), jobs, fontsize=7)
+    axes.set_yticks(range(len(drawn)), drawn, fontsize=8)
     axes.invert_yaxis()
+    axes.grid(axis='y', linewidth=0.4)
     axes.set_xscale('log')
-    axes.set_xlabel('rate, in times the better of the two quorums')
-    axes.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set_xlabel(f'rate, in times that of {PEERS[0]}')
+    axes.set_title(f'{machine["processor"]}, {machine["kernel"]}; {machine["mirrorfs"]}', fontsize=8)
+    axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.01, 1))
+    figure.savefig(path, dpi=120, bbox_inches='tight')
+    pyplot.close(figure)
+    return True

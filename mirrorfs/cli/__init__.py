@@ -57,7 +57,7 @@ for command in (
 def main() -> None:
     """Run the command line; no traceback reaches a user without --debug."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name='mirrorfs', standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
