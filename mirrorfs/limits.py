@@ -99,6 +99,8 @@ MAX_BACKGROUND = 256
 """Asynchronous requests the kernel may have in flight on the mount: bounds buffers to this many MiB, and is
 so large that one volume's stuck requests leave room for the others'."""
 LANE_POLL = 40e-6
+SWITCH_INTERVAL = 0.0005
+"""How long a thread may keep the interpreter while another one wants it; Python's default is 0.005."""
 LANE_WIDE = 256 << 10
 """Writes of so many bytes go to the legs in parallel; for less, waking a thread costs more than a copy."""
 LANE_PIECE = 32 << 10

@@ -216,6 +216,18 @@ def test_a_random_writer_marks_nothing_ahead() -> None:
     assert [ahead.ahead(chunk, chunk, 1000) for chunk in (5, 90, 7, 300)] == [5, 90, 7, 300]
 
 
+def test_a_stream_grows_although_many_of_its_requests_come_at_once() -> None:
+    ahead = Lookahead(limit=64)
+    ends = [ahead.ahead(chunk, chunk, 1000) for chunk in range(16)]
+    assert all(end >= chunk for chunk, end in enumerate(ends))
+    assert ends[-1] - 15 >= 16
+
+
+def test_who_writes_one_chunk_again_and_again_marks_nothing_ahead() -> None:
+    ahead = Lookahead()
+    assert [ahead.ahead(7, 7, 1000) for _ in range(5)] == [7] * 5
+
+
 def test_look_ahead_ends_at_the_volume() -> None:
     ahead = Lookahead(limit=64)
     at = 0
@@ -232,7 +244,7 @@ def test_several_streams_are_followed_and_their_number_is_bounded() -> None:
     assert set(grown.values()) == {1}
     for stream in range(1000):
         ahead.ahead(stream * 1000 + 500, stream * 1000 + 500, 10**6)
-    assert len(ahead._next) == STREAMS
+    assert len(ahead._streams) == STREAMS
 
 
 # Locks

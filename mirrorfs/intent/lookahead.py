@@ -1,12 +1,24 @@
 """Look-ahead: a sequential writer finds the next chunks already marked.
 
-A writer whose chunk follows one that was just marked is taken for sequential, and twice as many chunks are
-marked ahead as last time, up to a limit.  A few streams are followed at once.  Pure; no clock.
+A writer whose chunk follows what was marked for another is taken for the same one, and twice as many chunks
+are marked ahead as last time, up to a limit.  A few such streams are followed at once.  The requests of one
+stream may come many at a time, before any of them is marked.  Pure; no clock.
 """
+
+from dataclasses import dataclass
 
 from mirrorfs import limits
 
 STREAMS = 8
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Chunks: where its last writer ended, how far it is marked, and how many were marked ahead last time."""
+
+    at: int
+    marked: int
+    reach: int = 0
 
 
 class Lookahead:
@@ -14,15 +26,22 @@ class Lookahead:
 
     def __init__(self, limit: int = limits.LOOKAHEAD_MAX_CHUNKS) -> None:
         self._limit = limit
-        self._next: dict[int, int] = {}
-        """Chunk at which a stream is expected to come back, and how far it was marked ahead."""
+        self._streams: list[_Stream] = []
+        """The least recently used first."""
 
     def ahead(self, first: int, last: int, chunks: int) -> int:
         """Return the last chunk to mark for a writer of chunks first..last in a volume of `chunks`."""
-        run = self._next.pop(first, None)
-        reach = 0 if run is None else min(self._limit, max(1, run * 2))
-        end = min(chunks - 1, last + reach)
-        if len(self._next) >= STREAMS:
-            del self._next[next(iter(self._next))]
-        self._next[end + 1] = reach
-        return end
+        for stream in self._streams:
+            if stream.at < first <= stream.marked + 1:
+                self._streams.remove(stream)
+                if last + stream.reach >= stream.marked:
+                    stream.reach = min(self._limit, max(1, stream.reach * 2))
+                    stream.marked = min(chunks - 1, last + stream.reach)
+                break
+        else:
+            stream = _Stream(last, last)
+            if len(self._streams) == STREAMS:
+                del self._streams[0]
+        stream.at = last
+        self._streams.append(stream)
+        return max(last, stream.marked)
