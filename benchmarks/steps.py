@@ -3,8 +3,8 @@
 
     .venv/bin/python benchmarks/steps.py [--folder DIR] [--seconds 2]
 
-As root.  A mount whose lane times each of its system calls (which costs 0.1 us a call) serves fio at depth 1
-and 16; printed are medians, in microseconds.  What is between the calls is Python.  The floors are FUSE mounts
+As root.  A mount whose lane times its system calls (which costs 0.1 us each) serves fio at depth 1
+and 16; printed are medians, in microseconds.  What is between them is Python.  The floors are FUSE mounts
 that do nothing: qemu-storage-daemon with null-co, in C, and pyfuse3 with handlers that return at once.
 """
 
