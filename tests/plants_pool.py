@@ -33,8 +33,8 @@ POOL: list[Plant] = [
     Plant(
         name='lane_writes_below_the_quorum',
         target='mirrorfs.volume.volume:Volume._takes_writes',
-        old='not (self.broken or self._blocked or self.quorum.lost)',
-        new='not (self.broken or self._blocked)',
+        old='self._blocked or self.quorum.lost or',
+        new='self._blocked or',
         checker='quorum',
         why='A leg fails; chunks are offered to the lane again, which writes them to the legs that are left.',
     ),
