@@ -37,6 +37,7 @@ from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.member import Member
 from mirrorfs.model import Generation, LegState, Slot, VolumeRecord
 from mirrorfs.pool import Pool
+from mirrorfs.sim import verbs
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg, Hook
 from mirrorfs.sim.world import CHUNK
 from mirrorfs.volume.creation import Request, create
@@ -782,3 +783,27 @@ def test_a_volume_that_lost_data_is_not_said_to_be_stopped_cleanly() -> None:
             assert not await world.running_pool.stop()
 
     simulated(main)
+
+
+def test_a_copy_from_a_leg_that_has_begun_to_be_behind_waits_for_what_it_lacks() -> None:
+    """Sources are chosen when a copy begins; one may be behind by the time it is its turn."""
+
+    async def main() -> None:
+        world = World(chunks=2)
+        await world.make()
+        async with world.running() as volume:
+            base = volume.members[0].layout.data_offset
+            for operation in (('write', 0), ('backlog', 1, 3), ('write', 0), ('quiet',)):
+                await verbs.perform(world, operation)
+            with trio.fail_after(60):
+                while volume.keeper.members[1].backlog is None:
+                    await trio.sleep(0.1)
+            world.hang('d1', 2.0)
+            await verbs.perform(world, ('write', 0))
+            acknowledged = world.disks['d0'].visible.read(base, 4096)
+            assert world.disks['d1'].visible.read(base, 4096) != acknowledged, 'it is behind'
+            async with volume.exclusive(0, 0):
+                await volume.copier._copy_from([1], 0, 4096, 0)
+            assert world.disks['d0'].visible.read(base, 4096) == acknowledged
+
+    simulate(main, 0, 'a copy from a leg that is behind')

@@ -3,12 +3,15 @@
 import errno
 from typing import TYPE_CHECKING
 
+import trio
+
 from mirrorfs import limits
-from mirrorfs.errors import LegError
+from mirrorfs.errors import LegError, LegTimeout
 from mirrorfs.leg.memory import Buffers
 from mirrorfs.mirror.badblocks import BLOCK, segments
 from mirrorfs.mirror.copying import copy_range
 from mirrorfs.mirror.fanout import judge
+from mirrorfs.mirror.member import Member
 from mirrorfs.volume.narrowing import is_of_the_medium
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Copier:
                 # crash: so the source is rewritten, too.
                 targets.append(source)
             try:
+                await self._catch_up(source)
                 copied, failures = await copy_range(
                     source,
                     targets,
@@ -94,6 +98,13 @@ class Copier:
                 continue
             return copied
         raise error
+
+    async def _catch_up(self, source: Member) -> None:
+        """Wait for what a source lacks that has begun to be behind since it was chosen.  Raises OSError."""
+        with trio.move_on_after(self._volume.keeper.leg_timeout) as scope:
+            await source.catch_up()
+        if scope.cancelled_caught:
+            raise LegTimeout(f'{source.leg.path} is behind')
 
     async def _copy_what_can_be_read(
         self, offset: int, length: int, preferred: int | None, target: int | None
