@@ -449,7 +449,7 @@ def test_time_base_lasts_over_a_remount_and_decides_when_chunks_are_cleared(own:
     cleared = volume.status()['log']['commits']
     assert volume.status()['chunks']['dirty'] > 0
     volume.write('bitmap/can_clear', 'true')
-    wait_for(lambda: volume.status()['chunks']['dirty'] == 0, 'all chunks clean', 5)
+    wait_for(lambda: volume.status()['chunks']['dirty'] == 0, 'all chunks clean')
     assert volume.status()['log']['commits'] > cleared
 
 
