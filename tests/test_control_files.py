@@ -450,7 +450,7 @@ def test_time_base_lasts_over_a_remount_and_decides_when_chunks_are_cleared(own:
     assert volume.status()['chunks']['dirty'] > 0
     volume.write('bitmap/can_clear', 'true')
     wait_for(lambda: volume.status()['chunks']['dirty'] == 0, 'all chunks clean')
-    assert volume.status()['log']['commits'] > cleared
+    wait_for(lambda: volume.status()['log']['commits'] > cleared, 'that is durable, too')
 
 
 def test_size_grows_by_its_control_file(volume: Volume) -> None:
