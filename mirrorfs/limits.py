@@ -95,6 +95,8 @@ CONTROL_READ_MAX = 64 << 10
 """One reply to a read of a control file (an ordinary user's socket takes no more at once)."""
 REQUEST_MAX = 1 << 20
 """Largest WRITE or READ that the kernel sends us."""
+REQUEST_BUFFERS = 16
+"""Buffers of requests that are kept for the next ones."""
 MAX_BACKGROUND = 256
 """Asynchronous requests the kernel may have in flight on the mount: bounds buffers to this many MiB, and is
 so large that one volume's stuck requests leave room for the others'."""

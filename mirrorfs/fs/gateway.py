@@ -21,7 +21,6 @@ from mirrorfs.fs.system import System
 from mirrorfs.hot import HotTable
 
 log = logging.getLogger(__name__)
-_BUFFERS_KEPT = 16
 
 Taken = Callable[[int, int, trio.Event], None]
 """Told that a lane is stuck on a volume's leg: (node, slot, event set when its call returns)."""
@@ -132,7 +131,7 @@ class Gateway:
 
     def recycle(self, buffer: memoryview) -> None:
         """Take back a buffer that nobody uses any more."""
-        if len(self._buffers) < _BUFFERS_KEPT:
+        if len(self._buffers) < limits.REQUEST_BUFFERS:
             self._buffers.append(buffer)
 
     def give_back(self, request: Request) -> None:
