@@ -100,6 +100,10 @@ REQUEST_BUFFERS = 16
 MAX_BACKGROUND = 256
 """Asynchronous requests the kernel may have in flight on the mount: bounds buffers to this many MiB, and is
 so large that one volume's stuck requests leave room for the others'."""
+HOLES_DELAY = 0.05
+"""Seconds from a discard to the flush after which its holes count: one flush serves many."""
+HOLES_MAX = 1024
+"""Runs of chunks that wait for that; others keep UNZEROED."""
 LANE_POLL = 40e-6
 SWITCH_INTERVAL = 0.0005
 """How long a thread may keep the interpreter while another one wants it; Python's default is 0.005."""
@@ -110,6 +114,19 @@ LANE_PIECE = 32 << 10
 later 4 KiB write walks all blocks of that (measured: 3 us in one of 32 KiB, 5 to 10 in one of 1 MiB)."""
 SYNC_THREADS = 16
 """Threads that sync legs for the lane; a leg that hangs keeps one of them."""
+EAGER_SECONDS = 10.0
+EAGER_BYTES = 8 << 20
+"""For so long after an FSYNC what large writes leave behind is written back each time it is so much."""
+FETCH_THREADS = 16
+"""Threads that read what is not in the page cache; one leg has LEG_CALLS of them at most."""
+FETCH_PATIENCE = 1.0
+"""A read that takes longer than that (and LANE_STUCK) is done anew by trio, which decides about the leg."""
+STREAM_READ = 64 << 10
+STREAM_SLACK = 1 << 20
+"""Reads of so many bytes make a stream if each begins where the last one ended, or so far from there."""
+STREAM_CACHED = 4 << 20
+STREAM_PAST_CACHE = 16 << 20
+"""After so many bytes of a stream that were not in the page cache so many are read past it."""
 LANE_STUCK = 0.25
 """A lane that is this long in one leg call is replaced."""
 STOP_PATIENCE = 60.0

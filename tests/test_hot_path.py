@@ -5,6 +5,7 @@ the page, too.
 """
 
 import collections
+import functools
 import mmap
 import os
 import re
@@ -13,6 +14,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,7 +123,7 @@ async def test_trio_runs_no_task_for_a_hot_request(kind: str, tmp_path: Path) ->
     for leg in legs:
         os.ftruncate(leg, 8 << 16)
     table = table_over(legs)
-    table.syncs = tuple(lambda leg=leg: os.fdatasync(leg) for leg in legs)
+    table.syncable = tuple(SimpleNamespace(sync=functools.partial(os.fdatasync, leg)) for leg in legs)
     async with serving(table, stuck_seconds=60) as (kernel, _):
         assert await _ask(kernel, kind) == 0
         steps = Steps()

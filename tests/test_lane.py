@@ -4,18 +4,23 @@ The kernel is the other end of a socket pair that keeps message boundaries, as /
 """
 
 import errno
+import functools
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mirrorfs import hot
+from mirrorfs import hot, limits
 from mirrorfs.fs import lane, wire
+from mirrorfs.fs.fetching import Fetching
 from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.lane import Request
 
@@ -104,7 +109,8 @@ def legs(tmp_path: Path) -> list[int]:
 def table_over(legs: list[int], flags: int = hot.READ | hot.WRITE) -> hot.HotTable:
     table = hot.HotTable(SIZE, CHUNK)
     table.targets = tuple((fd, 0, slot) for slot, fd in enumerate(legs))
-    table.homes = tuple((fd, 0, slot, 0) for slot, fd in enumerate(legs))
+    busy = SimpleNamespace(calls=limits.LEG_CALLS)  # what is not in the cache goes to trio
+    table.homes = tuple((fd, 0, slot, 0, busy) for slot, fd in enumerate(legs))
     table.view()[:] = flags
     return table
 
@@ -321,3 +327,145 @@ async def test_a_superseded_lane_writes_to_no_further_leg(
             assert request.returned is not None
             await request.returned.wait()
         assert os.pread(legs[1], 4, 0) == bytes(4)
+
+
+# Reads of what is not in the page cache
+
+
+class SlowLeg:
+    """A leg that gives a byte, once it is let."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.calls = 0
+        self.asked, self.let = threading.Event(), threading.Event()
+        self._fails = fails
+
+    def fetch(self, offset: int, view: memoryview, *, direct: bool = False) -> None:
+        self.asked.set()
+        assert self.let.wait(10)
+        if self._fails:
+            raise OSError(errno.EIO, 'bad')
+        view[:] = b'm' * len(view)
+
+
+def cold(legs: list[int], leg: SlowLeg) -> hot.HotTable:
+    """A table of a volume none of which is in the page cache: the lane's own reads fail."""
+    table = table_over(legs)
+    table.homes = ((-1, 0, 0, 0, leg),)
+    return table
+
+
+async def test_what_is_not_in_the_cache_is_read_beside_the_lane_and_answered(legs: list[int]) -> None:
+    leg = SlowLeg()
+    table = cold(legs, leg)
+    async with serving(table) as (kernel, _):
+        slow = kernel.read(5, 3)
+        assert await trio.to_thread.run_sync(leg.asked.wait, 10)
+        quick = kernel.write(CHUNK, b'x')
+        assert (await kernel.reply())[0] == quick
+        leg.let.set()
+        assert await kernel.reply() == (slow, 0, b'mmm')
+        assert not kernel.handed
+    assert (table.reads, table.read_bytes) == (1, 3)
+
+
+def _withdraw(table: hot.HotTable) -> None:
+    table.withdraw(0, 0)
+    table.view()[0] = hot.READ | hot.WRITE  # and given again meanwhile
+
+
+def _other_legs(table: hot.HotTable) -> None:
+    table.homes = (*table.homes,)
+
+
+@pytest.mark.parametrize('change', [_withdraw, _other_legs, None])
+async def test_a_read_beside_the_lane_that_may_be_wrong_by_now_is_done_anew_by_trio(
+    legs: list[int], change: Callable[[hot.HotTable], None] | None
+) -> None:
+    leg = SlowLeg(fails=change is None)
+    table = cold(legs, leg)
+    async with serving(table) as (kernel, _):
+        unique = kernel.read(0, 3)
+        assert await trio.to_thread.run_sync(leg.asked.wait, 10)
+        if change:
+            change(table)
+        leg.let.set()
+        assert (await kernel.next_handed()).unique == unique
+
+
+async def test_a_read_that_hangs_beside_the_lane_goes_to_trio_and_is_answered_once(
+    legs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fetching, 'patience', 0.0)
+    leg = SlowLeg()
+    async with serving(cold(legs, leg), stuck_seconds=0.05) as (kernel, gateway):
+        unique = kernel.read(0, 3)
+        request = await kernel.next_handed()
+        assert request.unique == unique
+        gateway.reply(unique, 0, b'abc')
+        assert await kernel.reply() == (unique, 0, b'abc')
+        leg.let.set()
+        other = kernel.write(0, b'x')
+        assert (await kernel.reply())[0] == other
+        assert not kernel.handed
+
+
+def test_a_long_stream_of_what_is_not_in_the_cache_goes_past_it_and_looks_again_at_times() -> None:
+    stream, block = hot.Stream(), 128 << 10
+    direct = looked = 0
+    for offset in range(0, 64 << 20, block):
+        looked += not stream.past_cache(offset, block)
+        direct += stream.missed(offset, block) * block
+    assert direct == (64 << 20) - limits.STREAM_CACHED
+    assert looked == limits.STREAM_CACHED // block + (64 << 20) // limits.STREAM_PAST_CACHE
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 30), st.booleans()), max_size=50))
+def test_reads_that_do_not_follow_each_other_never_go_past_the_cache(reads: list[tuple[int, bool]]) -> None:
+    stream, end = hot.Stream(), -(1 << 40)
+    for offset, missed in reads:
+        if abs(offset - end) <= limits.STREAM_SLACK:
+            continue
+        assert not stream.past_cache(offset, limits.STREAM_READ)
+        assert not (missed and stream.missed(offset, limits.STREAM_READ))
+        end = offset + limits.STREAM_READ
+
+
+def test_a_stream_whose_pages_are_in_the_cache_stays_there() -> None:
+    stream, block = hot.Stream(), 1 << 20
+    for offset in range(0, 256 << 20, block):
+        assert not stream.past_cache(offset, block)
+
+
+# Write-back before the next FSYNC
+
+
+async def test_large_writes_are_written_back_while_they_come_once_there_was_an_fsync(legs: list[int]) -> None:
+    begun: list[int] = []
+    table = table_over(legs)
+    table.syncable = tuple(
+        SimpleNamespace(sync=lambda: None, write_back=functools.partial(begun.append, leg)) for leg in legs
+    )
+    async with serving(table) as (kernel, _):
+        kernel_writes = functools.partial(_large_writes, kernel, limits.EAGER_BYTES)
+        await kernel_writes()
+        assert not begun
+        kernel.request(wire.FUSE_FSYNC, wire.FSYNC_IN.pack(1, 0, 0))
+        assert (await kernel.reply())[1] == 0
+        for count in (1, 2):
+            await kernel_writes()
+            with trio.fail_after(10):
+                while len(begun) < count * len(legs) or table.eager:
+                    await trio.sleep(0.001)
+        assert sorted(begun) == sorted([*legs, *legs])
+        table.eager_until = 0.0  # long ago
+        await kernel_writes()
+        assert len(begun) == 2 * len(legs)
+        assert not kernel.handed
+
+
+async def _large_writes(kernel: Kernel, size: int) -> None:
+    block = bytes(2 * CHUNK)
+    for _ in range(size // len(block)):
+        kernel.write(0, block)
+        assert (await kernel.reply())[1] == 0

@@ -7,6 +7,7 @@ that are refused.
 import contextlib
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import random
@@ -444,6 +445,49 @@ async def test_a_superseded_lanes_call_keeps_the_descriptor_open(tmp_path: Path)
     leg.lane_returned()
     with pytest.raises(OSError, match='Bad file descriptor'):
         os.fstat(leg.fd)
+
+
+@pytest.mark.parametrize('direct', [False, True])
+@pytest.mark.parametrize(('offset', 'length'), [(0, 1 << 16), (4096, 4096), (100, 8192), (8192, 100)])
+async def test_what_was_written_is_fetched_at_once_through_the_cache_and_past_it(
+    tmp_path: Path, offset: int, length: int, direct: bool
+) -> None:
+    leg = LaneFileLeg(str(tmp_path / 'leg'), os.open(tmp_path / 'leg', os.O_RDWR | os.O_CREAT))
+    os.ftruncate(leg.fd, 1 << 20)
+    data = os.urandom(length)
+    await leg.write(offset, data)
+    with mmap.mmap(-1, 1 << 20) as memory, memoryview(memory)[:length] as view:
+        leg.fetch(offset, view, direct=direct)
+        assert bytes(view) == data
+        leg.write_back()
+        assert leg.calls == 0
+        with pytest.raises(LegError, match='ends at byte'):
+            leg.fetch(1 << 20, view, direct=direct)
+        leg.close()
+        for call in (functools.partial(leg.fetch, 0, view, direct=direct), leg.write_back, leg.sync):
+            with pytest.raises(LegError, match='is closed'):
+                call()
+
+
+async def test_a_descriptor_past_the_cache_is_closed_with_its_leg(tmp_path: Path) -> None:
+    leg = LaneFileLeg(str(tmp_path / 'leg'), os.open(tmp_path / 'leg', os.O_RDWR | os.O_CREAT))
+    os.ftruncate(leg.fd, 1 << 16)
+    with mmap.mmap(-1, 4096) as memory, memoryview(memory) as view:
+        leg.fetch(0, view, direct=True)
+    there = len(_open_to(tmp_path / 'leg'))
+    leg.close()
+    assert there == 3
+    assert not _open_to(tmp_path / 'leg')
+
+
+def _open_to(path: Path) -> list[str]:
+    """Return the descriptors of this process that are open on a file."""
+    found = []
+    for name in os.listdir('/proc/self/fd'):
+        with contextlib.suppress(OSError):
+            if os.readlink(f'/proc/self/fd/{name}') == str(path):
+                found.append(name)
+    return found
 
 
 async def test_an_abandoned_call_of_the_simulator_stays_counted_and_lands_later() -> None:

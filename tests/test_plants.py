@@ -14,6 +14,7 @@ from plants_reads import FOUND_READS, READS
 from plants_scrub import HUNTS as SCRUB_HUNTS
 from plants_scrub import SCRUB
 from plants_sharing import SHARING, SHARING_FOUND
+from plants_space import SPACE, SPACE_FOUND
 from plants_split import SPLIT, SPLIT_FOUND
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
@@ -28,9 +29,9 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING]
+ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING, *SPACE]
 HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS}
-HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND}
+HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND, **SPACE_FOUND}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)

@@ -23,6 +23,7 @@ from plants import Plant
 from plants_blind import BLIND
 from trio.testing import wait_all_tasks_blocked
 
+from mirrorfs.limits import FETCH_PATIENCE
 from mirrorfs.sim import verbs
 from mirrorfs.sim.lockstep import Lockstep
 from mirrorfs.sim.resting import Operation
@@ -53,9 +54,12 @@ class Script:
     """Whether the lane does it by itself if nothing disturbs it."""
     troubled: bool = False
     """Whether it may be refused."""
+    cold: bool = False
+    """Whether nothing is in the page cache."""
 
 
 ALONE = (*HOT, ('fail', 1), w(0), w(B))
+ALONE0 = (*HOT, ('fail', 0), w(0), w(B))
 MEANWHILE: dict[str, tuple[Operation, ...]] = {
     'write': (w(0),),
     'overlap': (w(1, 3),),
@@ -75,6 +79,7 @@ MEANWHILE: dict[str, tuple[Operation, ...]] = {
     'stop': (('stop',),),
 }
 ASKED = {'write': w(0, 2), 'across': w(B - 1, 2), 'read': ('read', 0, 2), 'read-across': ('read', B - 1, 2)}
+READ = ASKED['read']
 TWO_LARGE: Operation = ('both', w(0, 6), w(4, 6), w(4, 1), ('read', 0, 2))
 """The first of them the mate's, as long as the others wait."""
 SCRIPTS = {
@@ -105,6 +110,13 @@ SCRIPTS |= {
     'flush sweep-write': Script(('flush',), (('sweep',), w(0)), UNFLUSHED),
     'flush remove-add': Script(('flush',), (('remove', 1), ('add', 2), ('quiet',)), UNFLUSHED),
     'flush stop': Script(('flush',), (('stop',),), UNFLUSHED, troubled=True),
+    'fetch write': Script(READ, (w(0),), cold=True),
+    'fetch sweep-write': Script(READ, (('sweep',), w(0), ('read', 0, 2)), cold=True),
+    'fetch fail-home': Script(READ, (('fail', 0), w(0)), cold=True),
+    'fetch fail-readd': Script(READ, (('fail', 0), w(0), ('readd', 0), ('quiet',), w(1)), cold=True),
+    'fetch remove-add': Script(READ, (('remove', 0), ('add', 2), w(0), ('quiet',)), ALONE0, cold=True),
+    'fetch discard': Script(READ, (('discard', 0, B), w(0)), cold=True),
+    'fetch stop': Script(READ, (('stop',),), cold=True, troubled=True),
     'end grow': Script(w(CHUNKS * B), (('grow', CHUNKS + 1),), hot=False, troubled=True),
 }
 
@@ -116,7 +128,8 @@ class Stage:
         self.script = SCRIPTS[name]
         self.kind = kind
         self.seed = seed
-        self.world = LaneWorld(CHUNKS, 2, seed, pace=Freely(), odd=False)
+        missing = float(self.script.cold)
+        self.world = LaneWorld(CHUNKS, 2, seed, pace=Freely(), odd=False, missing=missing)
         self.held = Held()
         self.answered = trio.Event()
 
@@ -214,7 +227,7 @@ def stuck(name: str, point: int, seed: int = 0, kind: str = 'lane') -> bool:
     async def act(stage: Stage) -> None:
         nonlocal passed
         passed = stage.advance(point)
-        await trio.sleep(STUCK_SECONDS)
+        await trio.sleep(STUCK_SECONDS + FETCH_PATIENCE * (kind == 'fetch'))
         superseded.append(stage.mount.superseded)
         await stage.as_far_as_it_can()
 
@@ -242,7 +255,7 @@ def test_a_lane_stuck_at_any_point_is_replaced_and_breaks_no_promise(name: str) 
 HELPERS = [
     (script.split()[0].replace('two-large', 'mate').replace('flush', 'sync'), script)
     for script in sorted(SCRIPTS)
-    if script.startswith(('two-large ', 'flush '))
+    if script.startswith(('two-large ', 'flush ', 'fetch '))
 ]
 
 
@@ -283,7 +296,7 @@ MATE = (
 """Bugs that are found by holding the mate."""
 PLANTS: dict[str, list[tuple[Callable[[str, int], bool], str]]] = {
     'superseded_lane_goes_on': [(stuck, 'write fail-readd')],
-    'small_request_overtakes_the_mate': [(partial(held, seed=6), 'two-large write')],
+    'small_request_overtakes_the_mate': [(partial(held, seed=1), 'two-large overlap')],
     'requests_behind_a_stuck_one_forgotten': [(partial(stuck, kind='mate'), 'two-large write')],
 }
 

@@ -15,6 +15,7 @@ import trio
 
 from mirrorfs import limits
 from mirrorfs.fs import wire
+from mirrorfs.fs.fetching import Fetching
 from mirrorfs.fs.lane import BUFFER_SIZE, GONE, NODE, UNIQUE, Lane, Request, Ticket, as_request
 from mirrorfs.fs.syncing import Syncing
 from mirrorfs.fs.system import System
@@ -67,7 +68,8 @@ class Gateway:
         self._backlog: deque[bytes] = deque()
         self._buffers: list[memoryview] = []
         self._near, self.far = self.system.channel()
-        self.syncing = Syncing(self.system, self.reply, self._sync_by_trio)
+        self.syncing = Syncing(self.system, self.reply, self.hand_over)
+        self.fetching = Fetching(self.system, self.reply, self.hand_over)
         self.lane = Lane(self)
 
     def start(self) -> None:
@@ -84,6 +86,7 @@ class Gateway:
         self._near.shutdown(socket.SHUT_RDWR)
         last.join(1)
         self.syncing.close()
+        self.fetching.close()
 
     # Called by lanes and the relay
 
@@ -119,7 +122,8 @@ class Gateway:
                 return
             self._backlog.popleft()
 
-    def _sync_by_trio(self, request: Request) -> None:
+    def hand_over(self, request: Request) -> None:
+        """Give a request to trio."""
         self.tell(self.handle, request)
 
     def fresh_buffer(self) -> memoryview:
@@ -208,8 +212,9 @@ class Gateway:
                 seen, since = call, now
             elif now - since >= self._stuck_seconds:
                 self._supersede(call)
-            for request in self.syncing.late(now - self._stuck_seconds, now):
-                self.handle(request)
+            for beside in (self.syncing, self.fetching):
+                for request in beside.late(now - self._stuck_seconds, now):
+                    self.handle(request)
 
     def _supersede(self, stuck: Ticket) -> None:
         """Take the requests of a lane that is stuck in one of them, and let a fresh lane go on."""

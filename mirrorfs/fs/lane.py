@@ -1,9 +1,10 @@
 """The data lane: the bytes of volumes, straight from the FUSE descriptor.
 
 A lane is a thread that reads requests from our own FUSE descriptor.  What the hot table of a volume allows
-(`mirrorfs.hot`) it does at once; other requests for bytes of a volume it hands to trio with their data; an
-FSYNC goes to the legs by threads of its own (`mirrorfs.fs.syncing`); all the rest (names, attributes, control
-files) it passes whole to pyfuse3.  `mirrorfs.fs.gateway` owns lanes and has the watchdog.
+(`mirrorfs.hot`) it does at once; an FSYNC, and a READ of what is not in the page cache, it gives to threads
+beside it (`mirrorfs.fs.syncing`, `mirrorfs.fs.fetching`); other requests for bytes of a volume it hands to
+trio with their data; all the rest (names, attributes, control files) it passes whole to pyfuse3.
+`mirrorfs.fs.gateway` owns lanes and has the watchdog.
 
 A lane has a *mate*, a second thread that does its large writes when more requests are waiting: then one
 thread copies from the kernel while the other copies to the legs.  Only one of the two does a request at a
@@ -53,6 +54,8 @@ BUFFER_SIZE = limits.REQUEST_MAX + limits.PAGE
 _SMALL = 64 << 10
 """The data of a write up to this size stay in the lane's own buffer; a larger one keeps the buffer."""
 _ZEROS = bytes(limits.REQUEST_MAX)
+_FINE = 255
+"""How much of a chunk was written in pieces: all of it."""
 _NOT_READY = 100
 """Milliseconds after which a waiting lane looks around, whatever happens."""
 GONE = (errno.ENOENT, errno.ENODEV)
@@ -114,7 +117,7 @@ class Lane:
         """The request that is being looked at, for an answer if that goes wrong."""
         system = gateway.system
         self._pwrite, self._preadv, self._reply = system.pwrite, system.preadv, system.write
-        self._piece, self._wide = system.piece, system.wide
+        self._piece, self._wide, self._eager = system.piece, system.wide, system.eager
         self._small = min(_SMALL, system.wide - 1)
         self._poller = system.poller(gateway.fuse)
         self._jobs, self._done = system.queue(), system.queue()
@@ -293,7 +296,7 @@ class Lane:
         except ValueError:
             raise Superseded(call) from None
         if reply is None:
-            if opcode != wire.FUSE_FSYNC or not gateway.syncing.begin(table, as_request(call)):
+            if not self._begin_beside(table, call):
                 self._hand_over(call)
             return
         try:
@@ -304,12 +307,20 @@ class Lane:
         if opcode == FUSE_WRITE and call[_SIZE] > self._small:
             gateway.recycle(call[_BUFFER])
 
+    def _begin_beside(self, table: HotTable, call: Ticket) -> bool:
+        """Have other threads do a request; False where that is not for them."""
+        if call[_OPCODE] == wire.FUSE_FSYNC:
+            return self.gateway.syncing.begin(table, as_request(call))
+        if call[_OPCODE] == FUSE_READ:
+            return self.gateway.fetching.begin(table, as_request(call))
+        return False
+
     def _hand_over(self, call: Ticket) -> None:
         """Give a request to trio, with its data."""
         request = as_request(call)
         if isinstance(request.data, memoryview) and request.size <= self._small:
             request.data = bytes(request.data)
-        self.gateway.tell(self.gateway.handle, request)
+        self.gateway.hand_over(request)
 
     def _write(self, table: HotTable, call: Ticket) -> bytes | None:
         """Write to all legs and return the reply; None where trio has to do it, from the start."""
@@ -320,7 +331,7 @@ class Lane:
         # not find the lane between the two.
         targets = table.targets
         table.touched[offset >> table.shift] = 1
-        if flags & os.O_DSYNC or not _allowed(table, offset, size, WRITE):
+        if flags & os.O_DSYNC or not table.allows(offset, size, WRITE):
             return None
         step = size if size <= self._piece else self._step(table, offset, size)
         if step == size:
@@ -335,6 +346,11 @@ class Lane:
         if not done:
             return None
         table.unflushed += size
+        if size > self._small:
+            table.unstarted += size
+            if table.unstarted >= self._eager:
+                table.unstarted = 0
+                self.gateway.syncing.write_back(table)
         table.writes += 1
         table.written_bytes += size
         return _written(24, 0, unique, size, 0)
@@ -356,12 +372,13 @@ class Lane:
 
     def _step(self, table: HotTable, offset: int, size: int) -> int:
         """Return how many bytes of a large write go to a leg in one call: see `limits.LANE_PIECE`."""
-        first, end = offset >> table.shift, (offset + size) >> table.shift
-        if (first << table.shift, end << table.shift) != (offset, offset + size):
-            return self._piece
-        if table.fine.find(0, first, end) < 0:
+        shift, end, fine = table.shift, offset + size, table.fine
+        first, last = offset >> shift, (end - 1) >> shift
+        if fine.count(_FINE, first, last + 1) > last - first:
             return size
-        table.fine[first:end] = b'\1' * (end - first)
+        for chunk in range(first, last + 1):
+            here = min(end, (chunk + 1) << shift) - max(offset, chunk << shift)
+            fine[chunk] = min(_FINE, fine[chunk] + (here * _FINE >> shift))
         return self._piece
 
     def _read(self, table: HotTable, call: Ticket) -> memoryview | None:
@@ -371,8 +388,10 @@ class Lane:
             return None
         reply = self.out[: _HEADER + size]
         homes = table.homes
-        if homes and _allowed(table, offset, size, READ):
-            fd, base, slot, flags = homes[((offset >> table.shift) >> table.home_shift) % len(homes)]
+        if homes and table.allows(offset, size, READ):
+            fd, base, slot, flags, _ = homes[((offset >> table.shift) >> table.home_shift) % len(homes)]
+            if size >= limits.STREAM_READ and table.stream.past_cache(offset, size):
+                return None
             call[SLOT] = slot
             if self.superseded:
                 raise Superseded(call)
@@ -382,7 +401,7 @@ class Lane:
             except OSError:
                 return None
             call[SLOT] = None
-        elif _allowed(table, offset, size, ZEROS):
+        elif table.allows(offset, size, ZEROS):
             reply[_HEADER:] = _ZEROS[:size]
         else:
             return None
@@ -411,15 +430,3 @@ class Lane:
         self._poller.poll(_NOT_READY / 1000)
         return self.gateway.lane is self
 
-
-def _allowed(table: HotTable, offset: int, size: int, permission: int) -> bool:
-    """Whether all chunks of a range within the volume have a permission, and one home for reading."""
-    shift = table.shift
-    first, last = offset >> shift, (offset + size - 1) >> shift
-    if first == last:
-        return table.flags[first] & permission != 0
-    if permission == READ and first >> table.home_shift != last >> table.home_shift:
-        return False
-    if permission == WRITE:
-        table.touched[first : last + 1] = b'\1' * (last + 1 - first)
-    return all(flag & permission for flag in table.flags[first : last + 1])

@@ -56,7 +56,7 @@ class System:
         self.pwrite: Callable[[int, memoryview, int], int] = os.pwrite
         self.preadv: Callable[[int, tuple[memoryview, ...], int, int], int] = os.preadv
         self.clock: Callable[[], float] = time.perf_counter
-        self.piece, self.wide = limits.LANE_PIECE, limits.LANE_WIDE
+        self.piece, self.wide, self.eager = limits.LANE_PIECE, limits.LANE_WIDE, limits.EAGER_BYTES
 
     def poller(self, fd: int) -> Poller:
         epoll = select.epoll()

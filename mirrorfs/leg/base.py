@@ -135,7 +135,7 @@ class Leg(Protocol):
 class LaneLeg(Protocol):
     """What a Leg has besides, if the data lane may read and write it by itself (see `mirrorfs.fs.lane`).
 
-    No properties here: looking whether a leg is one must not call the system.
+    `calls` is as in `Leg`.  Looking whether a leg is one must not call the system.
     """
 
     fd: int
@@ -146,6 +146,20 @@ class LaneLeg(Protocol):
 
         What one of them was told is told to the other: once either has failed, both fail.
         """
+        ...
+
+    @property
+    def calls(self) -> int: ...
+
+    def fetch(self, offset: int, view: memoryview, *, direct: bool = False) -> None:
+        """As `Leg.read_into`, in the thread that calls it, which may be any; among `calls` until it returns.
+
+        Offset in bytes of the leg.  With `direct` past the cache, if the leg can.  Raises OSError.
+        """
+        ...
+
+    def write_back(self) -> None:
+        """Have what is cached begin to go to the medium; the same otherwise.  What fails `sync` says."""
         ...
 
     def nowait(self) -> int:

@@ -1,5 +1,6 @@
 """Legs that are regular files or block devices."""
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -7,7 +8,7 @@ import os
 import stat
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mirrorfs import limits
@@ -17,6 +18,8 @@ from mirrorfs.leg.workers import Workers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2
 KEEP_SIZE = 0x01
 PUNCH_HOLE = 0x02
 ZERO_RANGE = 0x10
@@ -54,19 +57,21 @@ class FileLeg:
         # The kernel reports a lost write once to each open file: a sync through one must not take the report
         # from another, so durable writes have a file of their own, and a flush that failed stays failed.
         self._durable_fd = os.open(f'/proc/self/fd/{fd}', os.O_RDWR | os.O_CLOEXEC)
+        self._direct_fd: int | None = None
+        """For reads past the cache, once there was one."""
         self._flushing = threading.Lock()
         self._lost: OSError | None = None
         self.lane_calls = 0
         """Calls of superseded lanes that have not returned."""
-        self._syncs: list[None] = []
-        """One for each `sync` under way: to append and to pop is atomic, to count is not."""
+        self._elsewhere: list[None] = []
+        """One for each call in a thread of others: to append and to pop is atomic, to count is not."""
         self._closed = False
         self._closing = threading.Lock()
         self._looking = False
 
     @property
     def calls(self) -> int:
-        return self._workers.calls + self.lane_calls + len(self._syncs)
+        return self._workers.calls + self.lane_calls + len(self._elsewhere)
 
     @property
     def size(self) -> int:
@@ -91,8 +96,11 @@ class FileLeg:
         await self._workers.run(self._read_into, offset, view)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
+        self._read_fully(self.fd, offset, view)
+
+    def _read_fully(self, fd: int, offset: int, view: memoryview) -> None:
         while view:
-            got = os.preadv(self.fd, [view], offset)
+            got = os.preadv(fd, [view], offset)
             if not got:
                 raise LegError(errno.EIO, f'{self.path} ends at byte {offset}')
             view, offset = view[got:], offset + got
@@ -195,13 +203,46 @@ class FileLeg:
                 raise self._lost
 
     def sync(self) -> None:
-        self._syncs.append(None)  # first: who closes the leg either finds this, or is found here
+        with self._counted():
+            self._flush()
+
+    def fetch(self, offset: int, view: memoryview, *, direct: bool = False) -> None:
+        with self._counted():
+            aligned = not (offset | len(view)) % limits.PAGE
+            fd = self._past_cache() if direct and aligned else self.fd
+            self._read_fully(fd, offset, view)
+
+    def _past_cache(self) -> int:
+        """Return a descriptor for reads past the cache; the usual one where the leg has none."""
+        if self._direct_fd is None:
+            with self._closing:
+                if self._direct_fd is None:
+                    self._direct_fd = self._open_direct()
+        return self._direct_fd
+
+    def _open_direct(self) -> int:
+        try:
+            return os.open(f'/proc/self/fd/{self.fd}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            return self.fd
+
+    def write_back(self) -> None:
+        with self._counted():
+            # No flag that waits: such a call would take the report of a lost write from `_flush`.
+            _libc.sync_file_range(self.fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One of `calls`, in whatever thread.  Raises LegError where the leg is closed."""
+        self._elsewhere.append(None)  # first: who closes the leg either finds this, or is found here
         try:
             if self._workers.closed:
                 raise LegError(errno.ECANCELED, f'{self.path} is closed')
-            self._flush()
+            yield
         finally:
-            self._syncs.pop()
+            self._elsewhere.pop()
             self._close_when_idle()
 
     async def drop_cache(self) -> None:
@@ -394,6 +435,8 @@ class FileLeg:
 
     def _close(self) -> None:
         try:
+            if self._direct_fd not in (None, self.fd):
+                os.close(self._direct_fd)
             os.close(self._durable_fd)
             os.close(self.fd)
         finally:

@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -21,7 +22,7 @@ import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import LegError
-from mirrorfs.fs import gateway, lane, syncing, wire
+from mirrorfs.fs import beside, fetching, gateway, lane, syncing, wire
 from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.images import Images
 from mirrorfs.fs.system import Channel, Poller, Queue, Running, System
@@ -38,7 +39,7 @@ from mirrorfs.volume.volume import Volume
 
 NODE = 5
 """The image's node number."""
-TRACED = frozenset((lane.__file__, gateway.__file__, syncing.__file__))
+TRACED = frozenset(str(module.__file__) for module in (lane, gateway, beside, syncing, fetching))
 """Files every line of which is an interleaving point, if a lane runs it."""
 LANE_COUNTS = ('hot writes', 'hot reads', 'hot syncs', 'mates', 'lanes superseded')
 """What a world's tally says of lanes."""
@@ -50,11 +51,15 @@ _TICK = 25e-6
 _CHANNEL_ROOM = 2
 _PIECE, _WIDE = 16 << 10, 8 << 10
 """As limits.LANE_PIECE and LANE_WIDE, for writes of the sizes that are simulated."""
+_EAGER = 64 << 10
+"""As limits.EAGER_BYTES."""
 _LAST_REPLIES = 10.0
 """Seconds within which the requests under way are answered, some way, when a volume has stopped."""
 _NOT_CACHED = 0.2
-"""How often a read that is not to wait finds its page not in the cache."""
 
+
+_fetches: ContextVar[bool] = ContextVar('fetches', default=False)
+"""Whether a task reads for a thread that looks afterwards whether it might."""
 
 _Start = Callable[[Callable[[], Awaitable[None]]], None]
 """Begins a task."""
@@ -72,22 +77,32 @@ class LaneCrashLeg(CrashLeg):
         self._start = start
 
     def sync(self) -> None:
-        lockstep.call(self._sync())
+        lockstep.call(self._by_trio(self.flush))
 
-    def _sync(self) -> Work[None]:
-        """A thread waits while a task of trio's does the flush."""
+    def fetch(self, offset: int, view: memoryview, *, direct: bool = False) -> None:
+        async def read() -> None:
+            _fetches.set(True)
+            await self.read_into(offset, view)
+
+        lockstep.call(self._by_trio(read))
+
+    def write_back(self) -> None:
+        pass  # what is not flushed is lost, or not, as it comes, at all times
+
+    def _by_trio(self, operate: Callable[[], Awaitable[None]]) -> Work[None]:
+        """A thread waits while a task of trio's does an operation."""
         over, failures = trio.Event(), []
 
-        async def flush() -> None:
+        async def run() -> None:
             try:
-                await self.flush()
+                await operate()
             except OSError as error:
                 failures.append(error)
             finally:
                 over.set()
 
         yield None
-        self._start(flush)
+        self._start(run)
         yield over
         for failure in failures:
             raise failure
@@ -480,7 +495,7 @@ class SimSystem(System):
             self._preadv(fd, parts[0], offset, flags, lockstep.current())
         )
         self.clock = self._clock
-        self.piece, self.wide = _PIECE, _WIDE
+        self.piece, self.wide, self.eager = _PIECE, _WIDE, _EAGER
 
     def _clock(self) -> float:
         self._looked += 1
@@ -553,7 +568,7 @@ class SimSystem(System):
     def _preadv(self, fd: int, part: memoryview, offset: int, flags: int, thread: Lockstep) -> Work[int]:
         leg = self._leg(fd)
         yield from self._world.lane_arrives(Call(leg.disk.name, 'read', offset, len(part)), thread)
-        if flags & os.RWF_NOWAIT and self._world.odd and self._world.rng.random() < _NOT_CACHED:
+        if flags & os.RWF_NOWAIT and self._world.missing and self._world.rng.random() < self._world.missing:
             raise BlockingIOError(errno.EAGAIN, 'not in the page cache')
         if offset + len(part) > leg.size:
             raise LegError(errno.EIO, 'short')
@@ -615,6 +630,8 @@ class LaneCheckers(Checkers):
         return {disk.name for disk in self.in_sync()} if running else set()
 
     def _current(self, call: Call, disks: list[CrashDisk]) -> None:
+        if _fetches.get():
+            return  # what is answered in the end is checked as all reads are
         if self._reader is None or call.disk not in self._since[self._reader]:
             super()._current(call, disks)
 
@@ -626,7 +643,9 @@ class LaneWorld(World):
     pace: Pace | None = None
     """Of lanes and relays; a random one where none is given."""
     odd: bool = True
-    """Whether pages may be missing from the page cache, and calls be interrupted."""
+    """Whether calls may be interrupted."""
+    missing: float = _NOT_CACHED
+    """How often a read that is not to wait finds its page not in the cache."""
 
     def __post_init__(self) -> None:
         self.lane = True

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import trio
 
 from mirrorfs import hot, limits
-from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC
+from mirrorfs.intent.states import DIRTY, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.volume import Volume
 
 
@@ -41,7 +42,9 @@ class Clearer:
         touched = volume.hot.touched_view()
         dirty = volume.log.where(DIRTY, NEEDS_RESYNC)
         quiet = dirty[touched[dirty] == 0]
-        touched[:] = 0
+        seen = np.flatnonzero(touched)
+        volume.lookahead.meet(seen)
+        touched[seen] = 0  # and no others: the lane may just now have touched one
         quiet = self._unheld(quiet)
         if not len(quiet):
             return 0
@@ -50,6 +53,10 @@ class Clearer:
         await volume.flush()
         quiet = self._still_quiet(quiet)
         volume.log.update_chunks(quiet, clear=DIRTY)
+        unmet = volume.lookahead.give_up(quiet)
+        volume.log.update_chunks(unmet, set_=UNWRITTEN)
+        for low, high in runs(unmet):
+            volume.gate.offer(low, high)
         await volume.keeper.commit()
         return len(quiet)
 

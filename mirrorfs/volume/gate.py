@@ -39,7 +39,7 @@ class LaneGate:
         self._changed = trio.Event()
         self._closed = False
         self._homes: list[int] = []
-        self._syncs: tuple[Callable[[], None], ...] = ()
+        self._syncable: tuple[LaneLeg, ...] = ()
 
     def close(self) -> None:
         """Take everything back, for good."""
@@ -48,7 +48,7 @@ class LaneGate:
         self._withdraw_all()
 
     def _withdraw_all(self) -> None:
-        self._table.syncs = ()
+        self._table.syncable = ()
         self._table.withdraw(0, len(self._table.flags) - 1)
 
     def offer(self, first: int, last: int) -> None:
@@ -56,7 +56,7 @@ class LaneGate:
         if self._closed:
             return
         may_write = self._may_write()
-        self._table.syncs = self._syncs if may_write else ()
+        self._table.syncable = self._syncable if may_write else ()
         bad = self._bad_chunks(first, last)
         if first == last:
             if not self._locks.is_exclusive(first):
@@ -120,7 +120,7 @@ class LaneGate:
         targets = {slot: _target(member) for slot, member in members.items()}
         usable = all(target is not None for target in targets.values())
         self._table.targets = tuple(targets.values()) if usable else ()
-        self._syncs = tuple(member.lane.sync for member in members.values() if member.lane) if usable else ()
+        self._syncable = tuple(member.lane for member in members.values() if member.lane) if usable else ()
         homes = (_home(members[slot]) for slot in self.keeper.homes)
         self._table.homes = tuple(home for home in homes if home) if usable else ()
         before, self._homes = self._homes, self.keeper.homes
@@ -181,7 +181,7 @@ def _target(member: Member) -> tuple[int, int, int] | None:
     return (member.lane.fd, member.layout.data_offset, member.slot) if member.lane else None
 
 
-def _home(member: Member) -> tuple[int, int, int, int] | None:
-    """Return a member as the lane reads it: as it writes it, and the flags of the call."""
+def _home(member: Member) -> tuple[int, int, int, int, LaneLeg] | None:
+    """Return a member as the lane reads it: as it writes it, the flags of the call, and the leg."""
     target = _target(member)
-    return (*target, member.lane.nowait()) if target and member.lane else None
+    return (*target, member.lane.nowait(), member.lane) if target and member.lane else None

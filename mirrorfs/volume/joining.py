@@ -191,6 +191,7 @@ class Joiner:
             before = keeper.record
             joined = self._allowed(slot, transition, before)
             if not zeroed:
+                volume.holes.forget_all()
                 volume.log.update_chunks(volume.log.where(UNWRITTEN), set_=UNZEROED)
             volume.log.update_chunks(volume.log.where(DIRTY, UNWRITTEN), set_=MODIFIED)
             identity = joined.slots[slot].leg

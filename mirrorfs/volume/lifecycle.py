@@ -100,6 +100,7 @@ class Started:
                 nursery.start_soon(self.clearer.bound_unflushed)
                 nursery.start_soon(self.rebuilder.run)
                 nursery.start_soon(volume.reader.run)
+                nursery.start_soon(volume.holes.run)
                 task_status.started()
         if failure:
             raise failure

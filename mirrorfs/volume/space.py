@@ -61,22 +61,29 @@ class Space:
             return
         missed = MODIFIED if membership.absentees_tracked(volume.record) else 0
         volume.log.update_chunks(chunks, set_=UNWRITTEN | UNZEROED | missed)
+        volume.holes.forget(int(chunks[0]), int(chunks[-1]))
         await volume.keeper.commit()
         for low, high in runs(chunks):
-            offset, length = volume.bytes_of(low, high)
-
-            async def erase(member: Member, offset: int = offset, length: int = length) -> None:
-                await member.catch_up()
-                await erased(member.leg, member.layout.data_offset + offset, length)
-
-            members = volume.members
-            failures = await fan_out(members, volume.keeper.in_sync, erase, volume.keeper.leg_timeout)
-            verdict = judge(members, volume.keeper.in_sync, failures)
-            # A hole that could not be punched costs space, not data: its state says UNZEROED.
-            volume.keeper.expel(verdict.expel)
+            await self._punch(low, high)
         # Only when the map is durable: a leg whose map lacks it would find the chunk clean in a log outside.
         volume.log.update_chunks(chunks, clear=DIRTY | NEEDS_RESYNC)
         await volume.keeper.settle()
+
+    async def _punch(self, first: int, last: int) -> None:
+        """Give back the space of chunks first..last on all legs; one that fails is expelled."""
+        volume = self._volume
+        offset, length = volume.bytes_of(first, last)
+        members, holes = volume.members, []
+
+        async def erase(member: Member) -> None:
+            await member.catch_up()
+            holes.append(await erased(member.leg, member.layout.data_offset + offset, length))
+
+        failures = await fan_out(members, volume.keeper.in_sync, erase, volume.keeper.leg_timeout)
+        # A hole that could not be punched costs space, not data: its state says UNZEROED.
+        volume.keeper.expel(judge(members, volume.keeper.in_sync, failures).expel)
+        if holes.count(True) == len(members):
+            volume.holes.punched(first, last, members)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space on all legs for a range; contents stay.  ENOSPC where one of them has none."""

@@ -22,7 +22,7 @@ import trio
 from mirrorfs import limits
 from mirrorfs.errors import LegError, Refused
 from mirrorfs.hot import HotTable
-from mirrorfs.intent.log import IntentLog
+from mirrorfs.intent.log import MAP, IntentLog
 from mirrorfs.intent.lookahead import Lookahead
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Buffer
@@ -40,6 +40,7 @@ from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.copies import Copier
 from mirrorfs.volume.counters import Counters
 from mirrorfs.volume.gate import LaneGate
+from mirrorfs.volume.holes import Holes
 from mirrorfs.volume.narrowing import Narrower
 from mirrorfs.volume.quorum import Quorum
 from mirrorfs.volume.reading import Reader
@@ -65,6 +66,7 @@ class Volume:
         self.narrower = Narrower(self)
         self.reader = Reader(self)
         self.space = Space(self)
+        self.holes = Holes(self)
         self.copier = Copier(self)
         self.cache: Cache = NoCache()
         """Whoever keeps what was read; told what changes otherwise than by a write that succeeds."""
@@ -265,10 +267,19 @@ class Volume:
             if marks == DIRTY and end == last:
                 end = self.lookahead.ahead(first, last, len(self.log))
                 if end > last:
-                    self.log.update(last + 1, end, set_=DIRTY)
+                    self._mark_ahead(last + 1, end)
             await self.keeper.commit()
         if end > last:
             self.gate.offer(last + 1, end)
+
+    def _mark_ahead(self, first: int, last: int) -> None:
+        """Make chunks ready that are likely to be written next; not those that must be zeroed first."""
+        self.log.update(first, last, set_=DIRTY)
+        fresh = (self.log.states[first : last + 1] & np.uint8(MAP)) == UNWRITTEN
+        if fresh.any():
+            chunks = first + np.flatnonzero(fresh)
+            self.log.update_chunks(chunks, clear=UNWRITTEN)
+            self.lookahead.expect(chunks)
 
     async def _zero_garbage(self, first: int, last: int) -> None:
         """First write to chunks whose medium may hold anything: zeros, durably, before they count."""
