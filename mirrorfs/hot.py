@@ -17,6 +17,9 @@ WRITE = 2
 """Write to all legs in `targets`: the chunk is durably marked and no window is over it."""
 ZEROS = 4
 """Reads as zeros."""
+NONZERO = 8
+"""Write as by WRITE, but nothing that is all zeros: that is trio's."""
+WRITES = WRITE | NONZERO
 
 
 async def _nobody() -> None:
@@ -77,7 +80,7 @@ class HotTable:
     def withdraw_writes(self) -> None:
         """Take the permission to write, and to sync, from the whole volume."""
         self.syncs = ()
-        self.view()[:] &= np.uint8(0xFF & ~WRITE)
+        self.view()[:] &= np.uint8(0xFF & ~WRITES)
 
     def grow(self, size: int) -> None:
         """Make room for a larger volume.  New arrays: nothing may be in flight."""

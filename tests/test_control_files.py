@@ -72,6 +72,7 @@ POOL_FILES = [
 VOLUME_FILES = [
     *('add', 'remove', 'fail', 're-add', 'array_state', 'degraded', 'raid_disks', 'size', 'uuid', 'events'),
     *('replace', 'spare_delay', 're_add_policy', 'quorum', 'quorum_policy', 'resolve', 'split', 'merge'),
+    'detect_zeroes',
     *('sync_action', 'sync_completed', 'sync_speed', 'max_read_errors'),
     *'sync_speed_min sync_speed_max sync_mode sync_min sync_max last_sync_action'.split(),
     *('mismatch_cnt', 'mismatches'),
@@ -133,6 +134,7 @@ def test_values_are_printed_in_the_form_of_md(volume: Volume) -> None:
         'mismatch_cnt': '0',
         'quorum': '1',
         'quorum_policy': 'error',
+        'detect_zeroes': 'off',
         'resolve': 'none',
         'bitmap/metadata': 'internal',
         'bitmap/location': 'internal',

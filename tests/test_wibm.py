@@ -79,6 +79,7 @@ FIELDS = [
     ('speeds', 188, '<Q', 0),
     ('quorum', 196, '<H', 0),
     ('policies', 198, '<H', 0),
+    ('detect zeroes', 200, '<B', 2),
 ]
 
 
