@@ -15,6 +15,7 @@ from plants_scrub import HUNTS as SCRUB_HUNTS
 from plants_scrub import SCRUB
 from plants_sharing import SHARING, SHARING_FOUND
 from plants_split import SPLIT, SPLIT_FOUND
+from plants_zeroes import FOUND_ZEROES, ZEROES
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
@@ -28,9 +29,9 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING]
+ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING, *ZEROES]
 HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS}
-HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND}
+HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND, **FOUND_ZEROES}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)
