@@ -24,7 +24,16 @@ from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
 from mirrorfs.files import Files, OsFiles
 from mirrorfs.leg.opening import lock_holder
-from mirrorfs.model import NO_UUID, Generation, LegState, ReturnPolicy, Slot, VolumeRecord, WriterPolicy
+from mirrorfs.model import (
+    NO_UUID,
+    DetectZeroes,
+    Generation,
+    LegState,
+    ReturnPolicy,
+    Slot,
+    VolumeRecord,
+    WriterPolicy,
+)
 from mirrorfs.volume.creation import check_name
 
 FORMAT = 1
@@ -48,6 +57,7 @@ def encode(record: VolumeRecord) -> str:
             'log_path': record.log_path,
             'quorum_policy': record.quorum_policy.name.lower(),
             'return_policy': record.return_policy.name.lower(),
+            'detect_zeroes': record.detect_zeroes.name.lower(),
             'lineage': [[str(step.uuid), step.time_us, step.events] for step in record.lineage],
             'slots': {
                 str(number): {
@@ -100,6 +110,7 @@ def decode(text: str) -> VolumeRecord:
             log_path=str(raw.get('log_path', '')),
             quorum_policy=WriterPolicy[raw.get('quorum_policy', 'error').upper()],
             return_policy=ReturnPolicy[raw.get('return_policy', 'partial').upper()],
+            detect_zeroes=DetectZeroes[raw.get('detect_zeroes', 'off').upper()],
             **numbers,
         )
     except BadMetadata:

@@ -22,6 +22,9 @@ WRITE = 2
 """Write to all legs in `targets`: the chunk is durably marked and no window is over it."""
 ZEROS = 4
 """Reads as zeros."""
+NONZERO = 8
+"""Write as by WRITE, but nothing that is all zeros: that is trio's."""
+WRITES = WRITE | NONZERO
 
 
 async def _nobody() -> None:
@@ -119,7 +122,7 @@ class HotTable:
             return self.flags[first] & permission != 0
         if permission == READ and first >> self.home_shift != last >> self.home_shift:
             return False
-        if permission == WRITE:
+        if permission & WRITES:
             self.touched[first : last + 1] = b'\1' * (last + 1 - first)
         return all(flag & permission for flag in self.flags[first : last + 1])
 
@@ -138,7 +141,7 @@ class HotTable:
     def withdraw_writes(self) -> None:
         """Take the permission to write, and to sync, from the whole volume."""
         self.syncable = ()
-        self.view()[:] &= np.uint8(0xFF & ~WRITE)
+        self.view()[:] &= np.uint8(0xFF & ~WRITES)
 
     def grow(self, size: int) -> None:
         """Make room for a larger volume.  New arrays: nothing may be in flight."""

@@ -93,6 +93,8 @@ EVENTS_KEPT = 1000
 CONTROL_WRITE_MAX = 64 << 10
 CONTROL_READ_MAX = 64 << 10
 """One reply to a read of a control file (an ordinary user's socket takes no more at once)."""
+DISCARD_MAX = 1 << 30
+"""Bytes of one discard on a leg: devices may take their time, and a leg that is late is failed."""
 REQUEST_MAX = 1 << 20
 """Largest WRITE or READ that the kernel sends us."""
 REQUEST_BUFFERS = 16

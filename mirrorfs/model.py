@@ -71,6 +71,17 @@ class ReturnPolicy(enum.IntEnum):
     """Nothing: the admin re-adds it."""
 
 
+class DetectZeroes(enum.IntEnum):
+    """What becomes of a write of nothing but zeros; the words are QEMU's."""
+
+    OFF = 0
+    """It is a write as any other."""
+    ON = 1
+    """Legs are told to zero the range, and keep its space where they can."""
+    UNMAP = 2
+    """It is a discard."""
+
+
 NO_UUID = UUID(int=0)
 
 
@@ -159,6 +170,7 @@ class VolumeRecord:
     """Floor of recovery and scrubs, in KiB/s; 0: `limits.SPEED_MIN`."""
     speed_max: int = 0
     """Their ceiling; 0: `limits.SPEED_MAX`."""
+    detect_zeroes: DetectZeroes = DetectZeroes.OFF
     mode: int = 0o600
     """Permission bits of the image in the mount; pool only, like `uid` and `gid`."""
     uid: int = field(default=-1)

@@ -624,8 +624,8 @@ BLIND: list[Plant] = [
     Plant(
         name='dsync_write_served_by_the_lane',
         target='mirrorfs.fs.lane:Lane._write',
-        old='flags & os.O_DSYNC or not table.allows(',
-        new='not table.allows(',
+        old='flags & os.O_DSYNC or not (',
+        new='not (',
         checker='fsync-durable',
         also=('promise',),
         why='A write to a file opened with O_DSYNC is answered when it is in the caches.',

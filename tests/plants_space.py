@@ -18,9 +18,9 @@ SPACE: list[Plant] = [
     ),
     Plant(
         name='hole_of_one_leg_taken_for_all',
-        target='mirrorfs.volume.space:Space._punch',
-        old='if holes.count(True) == len(members):',
-        new='if True:',
+        target='mirrorfs.volume.space:Space._give_back',
+        old='return holes.count(True) == len(members)',
+        new='return True',
         checker='promise',
         also=('stable-reads', 'equal', 'never-stale'),
         why='A leg cannot punch holes; the first write to a part of a chunk leaves what it had in the rest.',

@@ -193,12 +193,30 @@ async def test_writes_in_flight_at_once_do_not_mix(leg: Leg) -> None:
         assert bytes(await leg.read(n * 65536, 65536)) == noise(65536, n)
 
 
+@pytest.mark.parametrize('keep', [False, True])
 @pytest.mark.parametrize(('offset', 'length'), [(65536, 65536), (4096, 3 << 20), (512, 1024), (100, 5000)])
-async def test_a_zeroed_range_reads_zeros_and_its_neighbours_stay(leg: Leg, offset: int, length: int) -> None:
+async def test_a_zeroed_range_reads_zeros_and_its_neighbours_stay(
+    leg: Leg, offset: int, length: int, keep: bool
+) -> None:
     data = noise(SIZE)
     await leg.write(0, data)
-    await leg.zero(offset, length)
+    await leg.zero(offset, length, keep=keep)
     assert bytes(await leg.read(0, SIZE)) == data[:offset] + bytes(length) + data[offset + length :]
+    assert leg.size == SIZE
+
+
+@pytest.mark.parametrize(('offset', 'length'), [(1 << 20, 1 << 20), (512, 4096), (100, 5000)])
+async def test_discarding_leaves_the_neighbours_and_later_writes(
+    leg: Leg, offset: int, length: int
+) -> None:
+    data = noise(SIZE)
+    await leg.write(0, data)
+    await leg.discard(offset, length)
+    await leg.write(offset + 8, b'new')
+    found = bytes(await leg.read(0, SIZE))
+    assert found[:offset] == data[:offset]
+    assert found[offset + 8 : offset + 11] == b'new'
+    assert found[offset + length :] == data[offset + length :]
     assert leg.size == SIZE
 
 

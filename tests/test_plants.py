@@ -16,6 +16,7 @@ from plants_scrub import SCRUB
 from plants_sharing import SHARING, SHARING_FOUND
 from plants_space import SPACE, SPACE_FOUND
 from plants_split import SPLIT, SPLIT_FOUND
+from plants_zeroes import FOUND_ZEROES, ZEROES
 
 from mirrorfs.sim.explore import Explorer, Failed, replay
 from mirrorfs.sim.violation import CHECKERS
@@ -29,9 +30,9 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING, *SPACE]
+ALL = [*BLIND, *READS, *POOL, *LEGS, *LOG_PLANTS, *SCRUB, *SPLIT, *SHARING, *SPACE, *ZEROES]
 HUNTS = {**FOUND, **FOUND_READS, **FOUND_POOL, **LEGS_FOUND, **LOG_FOUND, **SCRUB_HUNTS}
-HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND, **SPACE_FOUND}
+HUNTS |= {**SPLIT_FOUND, **SHARING_FOUND, **SPACE_FOUND, **FOUND_ZEROES}
 
 
 @pytest.mark.parametrize('plant', ALL, ids=lambda plant: plant.name)

@@ -15,7 +15,7 @@ from mirrorfs import limits
 from mirrorfs.errors import BadMetadata
 from mirrorfs.intent import states
 from mirrorfs.metadata import wibm
-from mirrorfs.model import Generation, LegState, Slot, VolumeRecord, default_chunk_size
+from mirrorfs.model import DetectZeroes, Generation, LegState, Slot, VolumeRecord, default_chunk_size
 
 GIB = 1 << 30
 VOLUME = uuid.UUID('11111111-2222-3333-4444-555555555555')
@@ -79,6 +79,7 @@ FIELDS = [
     ('speeds', 188, '<Q', 0),
     ('quorum', 196, '<H', 0),
     ('policies', 198, '<H', 0),
+    ('detect zeroes', 200, '<B', 0),
 ]
 
 
@@ -155,6 +156,7 @@ def supers(draw: st.DrawFn) -> wibm.LegSuper:
         created_us=draw(counters),
         updated_us=draw(counters),
         time_base_ms=draw(st.integers(10, 3_600_000)),
+        detect_zeroes=draw(st.sampled_from(DetectZeroes)),
     )
     layout = wibm.new_layout(size, chunk)
     serial = draw(st.integers(1, (1 << 63) - 1))

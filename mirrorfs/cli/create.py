@@ -16,7 +16,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
 from mirrorfs.mirror.formatting import read_super
 from mirrorfs.mirror.logfile import find_log_file
-from mirrorfs.model import VolumeRecord
+from mirrorfs.model import DetectZeroes, VolumeRecord
 from mirrorfs.units import format_size
 from mirrorfs.volume.creation import MISSING, Request
 from mirrorfs.volume.creation import create as create_volume
@@ -39,11 +39,15 @@ _STEP = 1 << 20
     '--log', default=INTERNAL, show_default=True, metavar='internal|none|PATH',
     help='where the intent log is: on the legs, nowhere, or in a file on another device',
 )  # fmt: skip
+@click.option(
+    '--detect-zeroes', type=click.Choice([choice.name.lower() for choice in DetectZeroes]), default='off',
+    show_default=True, help='writes of zeros: written, zeroed on the legs in one call, or discarded',
+)  # fmt: skip
 @click.option('--from', 'image', type=click.Path(exists=True, dir_okay=False), help='copy this image in')
 @click.option('--force', is_flag=True, help='overwrite legs that bear a signature of something else')
 def create(
-    pool: str, name: str, size: int | None, legs: tuple[str, ...], chunk: int, log: str, image: str | None,
-    force: bool,
+    pool: str, name: str, size: int | None, legs: tuple[str, ...], chunk: int, log: str, detect_zeroes: str,
+    image: str | None, force: bool,
 ) -> None:  # fmt: skip
     """Make a volume NAME in POOL (a new directory becomes a pool).
 
@@ -59,7 +63,8 @@ def create(
     paths = [path if path == MISSING else os.path.abspath(path) for path in legs]
     place = log_place(log)
     outside = place if place.startswith('/') else ''
-    request = Request(name, size, paths, chunk, log != NONE, force, outside)
+    zeroes = DetectZeroes[detect_zeroes.upper()]
+    request = Request(name, size, paths, chunk, log != NONE, force, outside, zeroes)
     request.check()
     target = find(pool)
     if target.mountpoint:
@@ -82,6 +87,7 @@ def _create_mounted(mounted: Mounted, request: Request, image: str | None) -> No
     options = [f'chunk={request.chunk_size}'] if request.chunk_size else []
     options += [] if request.logged else ['log=none']
     options += [f'log={request.log_path}'] if request.log_path else []
+    options += [f'detect_zeroes={request.detect_zeroes.name.lower()}'] if request.detect_zeroes else []
     options += ['force'] if request.force else []
     mounted.command('create', request.name, str(request.size), *request.legs, *options)
     if image is None:

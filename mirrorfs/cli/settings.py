@@ -23,6 +23,7 @@ KEYS = {
     'sync_max': 'sync_max',
     'quorum': 'quorum',
     'quorum_policy': 'quorum_policy',
+    'detect_zeroes': 'detect_zeroes',
 }
 """Key to control file."""
 
@@ -37,8 +38,9 @@ def set_(pool: str, name: str, key: str, value: str) -> None:
 
     KEY is one of sync_action, sync_speed_min, sync_speed_max, sync_mode, sync_min, sync_max, time_base,
     can_clear, size, max_read_errors, quorum, quorum_policy, raid_disks (legs wanted), spare_delay (seconds
-    until a spare takes the place of a leg that is gone) and re_add_policy (partial, full or none: what is
-    done by itself when a leg that was away is there again).
+    until a spare takes the place of a leg that is gone), detect_zeroes (off, on or unmap: what becomes of
+    writes of zeros) and re_add_policy (partial, full or none: what is done by itself when a leg that was
+    away is there again).
 
     \b
     mirrorfs set /srv/pool vm1 sync_action frozen     hold resync and recovery; idle lets them go on
@@ -47,6 +49,7 @@ def set_(pool: str, name: str, key: str, value: str) -> None:
     mirrorfs set /srv/pool vm1 time_base 10           quiet seconds before a chunk is clean
     mirrorfs set /srv/pool vm1 quorum 2               writes need two legs in sync; 1 by default
     mirrorfs set /srv/pool vm1 quorum_policy wait     below it they wait; or error, readonly
+    mirrorfs set /srv/pool vm1 detect_zeroes unmap    a write of zeros takes no space
     """
     if key not in KEYS:
         raise Refused(errno.EINVAL, f'{key!r} cannot be set; what can be: {", ".join(sorted(KEYS))}')

@@ -92,6 +92,8 @@ def _lines(volume: dict[str, Any], pool: str) -> list[str]:
     if volume.get('quorum', 1) > 1:
         lost = ', lost' if volume.get('quorum_lost') else ''
         lines.append(f'quorum: {volume["quorum"]} legs, else {volume["quorum_policy"]}{lost}')
+    if volume.get('detect_zeroes', 'off') != 'off':
+        lines.append(f'zeroes: {volume["detect_zeroes"]}')
     if 'chunks' in volume:
         lines.append(f'chunks: {_chunks(volume["chunks"])}')
     if volume.get('mismatches'):

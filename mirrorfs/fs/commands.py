@@ -13,7 +13,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.fs import facts, mounting
 from mirrorfs.fs.place import Action, Place
 from mirrorfs.mirror.comparing import MODES
-from mirrorfs.model import ReturnPolicy, WriterPolicy
+from mirrorfs.model import DetectZeroes, ReturnPolicy, WriterPolicy
 from mirrorfs.units import parse_size
 from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
@@ -31,12 +31,12 @@ def _one(words: list[str], what: str) -> str:
 
 
 async def create(place: Place, words: list[str]) -> None:
-    """NAME SIZE LEG [LEG…] [chunk=SIZE] [log=none|internal|PATH] [force]"""
+    """NAME SIZE LEG [LEG…] [chunk=SIZE] [log=none|internal|PATH] [detect_zeroes=off|on|unmap] [force]"""
     plain = [word for word in words if '=' not in word or word.startswith(('/', '.'))]
     options = dict(word.split('=', 1) for word in words if word not in plain)
     force = 'force' in plain
     plain = [word for word in plain if word != 'force']
-    unknown = set(options) - {'chunk', 'log'}
+    unknown = set(options) - {'chunk', 'log', 'detect_zeroes'}
     if unknown:
         raise Refused(errno.EINVAL, f'{" ".join(sorted(unknown))}: not an option')
     if len(plain) < 3:
@@ -45,7 +45,8 @@ async def create(place: Place, words: list[str]) -> None:
     log = options.get('log', INTERNAL)
     outside = '' if log in (NONE, INTERNAL) else await _outside_the_mount(place, log)
     legs = [_absolute(path) for path in plain[2:]]
-    request = Request(plain[0], parse_size(plain[1]), legs, chunk, log != NONE, force, outside)
+    zeroes = _choice([options.get('detect_zeroes', 'off')], DetectZeroes)
+    request = Request(plain[0], parse_size(plain[1]), legs, chunk, log != NONE, force, outside, zeroes)
     await place.pool.create(request)
 
 
@@ -311,6 +312,10 @@ async def set_quorum(place: Place, words: list[str]) -> None:
 
 async def set_quorum_policy(place: Place, words: list[str]) -> None:
     await place.volume.require()[0].volume.quorum.change(quorum_policy=_choice(words, WriterPolicy))
+
+
+async def set_detect_zeroes(place: Place, words: list[str]) -> None:
+    await place.volume.require()[0].volume.space.detect_zeroes(_choice(words, DetectZeroes))
 
 
 async def set_location(place: Place, words: list[str]) -> None:

@@ -82,6 +82,9 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'quorum_policy': ControlFile(
         recorded(lambda e: e.record and e.record.quorum_policy.name.lower()), commands.set_quorum_policy
     ),
+    'detect_zeroes': ControlFile(
+        recorded(lambda e: e.record and e.record.detect_zeroes.name.lower()), commands.set_detect_zeroes
+    ),
     'sync_action': ControlFile(running(lambda e: rebuilder(e).action), commands.sync_action),
     'sync_completed': ControlFile(running(facts.sync_completed)),
     'sync_speed': ControlFile(running(facts.sync_speed)),

@@ -39,7 +39,9 @@ import trio
 from mirrorfs import limits
 from mirrorfs.fs import wire
 from mirrorfs.fs.wire import FUSE_READ, FUSE_WRITE, WRITE_DATA
-from mirrorfs.hot import READ, WRITE, ZEROS, HotTable
+from mirrorfs.hot import NONZERO, READ, WRITE, ZEROS, HotTable
+from mirrorfs.zeroes import ZEROS as _ZEROS
+from mirrorfs.zeroes import all_zero
 
 if TYPE_CHECKING:
     from mirrorfs.fs.gateway import Gateway
@@ -53,7 +55,6 @@ SLOT, _OPCODE, UNIQUE, NODE, _OFFSET, _SIZE, _FLAGS, _BUFFER = range(8)
 BUFFER_SIZE = limits.REQUEST_MAX + limits.PAGE
 _SMALL = 64 << 10
 """The data of a write up to this size stay in the lane's own buffer; a larger one keeps the buffer."""
-_ZEROS = bytes(limits.REQUEST_MAX)
 _FINE = 255
 """How much of a chunk was written in pieces: all of it."""
 _NOT_READY = 100
@@ -331,11 +332,15 @@ class Lane:
         # not find the lane between the two.
         targets = table.targets
         table.touched[offset >> table.shift] = 1
-        if flags & os.O_DSYNC or not table.allows(offset, size, WRITE):
+        data = buffer[WRITE_DATA : WRITE_DATA + size]
+        if flags & os.O_DSYNC or not (
+            table.allows(offset, size, WRITE)
+            or (table.allows(offset, size, NONZERO) and not all_zero(data))
+        ):
             return None
         step = size if size <= self._piece else self._step(table, offset, size)
         if step == size:
-            done = self._write_legs(targets, call, buffer[WRITE_DATA : WRITE_DATA + size], offset)
+            done = self._write_legs(targets, call, data, offset)
         else:
             done = all(
                 self._write_legs(

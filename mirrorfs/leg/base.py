@@ -76,8 +76,12 @@ class Leg(Protocol):
         """
         ...
 
-    async def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros, giving its space back where the leg can."""
+    async def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
+        """Make the range read as zeros, giving its space back where the leg can; with `keep`, having it."""
+        ...
+
+    async def discard(self, offset: int, length: int) -> bool:
+        """Give the range's space back where the leg can; return whether it now surely reads as zeros."""
         ...
 
     async def allocate(self, offset: int, length: int) -> None:

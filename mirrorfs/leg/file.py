@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import stat
+import struct
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ from mirrorfs import limits
 from mirrorfs.errors import LegError, Refused
 from mirrorfs.leg.base import Buffer
 from mirrorfs.leg.workers import Workers
+from mirrorfs.zeroes import ZEROS
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -24,7 +27,8 @@ KEEP_SIZE = 0x01
 PUNCH_HOLE = 0x02
 ZERO_RANGE = 0x10
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
-_ZEROS = bytes(1 << 20)
+_BLKDISCARD = 0x1277
+"""An ioctl of block devices; takes offset and length (Linux: include/uapi/linux/fs.h)."""
 _PROCESS = uuid.uuid4()
 _WRITTEN, _DISCARDED = 6, 13
 """Fields of a block device's ``stat``, in sectors (Linux: Documentation/block/stat.rst)."""
@@ -248,19 +252,32 @@ class FileLeg:
     async def drop_cache(self) -> None:
         await self._workers.run(os.posix_fadvise, self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    async def zero(self, offset: int, length: int) -> None:
-        await self._workers.run(self._zero, offset, length)
+    async def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
+        await self._workers.run(self._zero, offset, length, keep)
 
-    def _zero(self, offset: int, length: int) -> None:
-        mode = KEEP_SIZE | (ZERO_RANGE if self.is_device else PUNCH_HOLE)
+    def _zero(self, offset: int, length: int, keep: bool) -> None:
+        for mode in (ZERO_RANGE,) if keep else (PUNCH_HOLE, ZERO_RANGE):
+            try:
+                return fallocate(self.fd, KEEP_SIZE | mode, offset, length)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+        for at in range(offset, offset + length, len(ZEROS)):
+            self._write(self.fd, at, memoryview(ZEROS)[: min(len(ZEROS), offset + length - at)], 0)
+        return None
+
+    async def discard(self, offset: int, length: int) -> bool:
+        return await self._workers.run(self._discard, offset, length)
+
+    def _discard(self, offset: int, length: int) -> bool:
+        if not self.is_device:
+            return self._erase(offset, length)
         try:
-            return fallocate(self.fd, mode, offset, length)
+            fcntl.ioctl(self.fd, _BLKDISCARD, struct.pack('=QQ', offset, length))
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
-        for at in range(offset, offset + length, len(_ZEROS)):
-            self._write(self.fd, at, memoryview(_ZEROS)[: min(len(_ZEROS), offset + length - at)], 0)
-        return None
+        return False  # devices differ in what they read as then
 
     async def allocate(self, offset: int, length: int) -> None:
         if not self.is_device:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mirrorfs import limits
 from mirrorfs.intent import states
 from mirrorfs.metadata.copies import decode_name, need, newest
-from mirrorfs.model import Generation, LegState, ReturnPolicy, Slot, VolumeRecord, WriterPolicy
+from mirrorfs.model import DetectZeroes, Generation, LegState, ReturnPolicy, Slot, VolumeRecord, WriterPolicy
 
 States = npt.NDArray[np.uint8]
 
@@ -49,7 +49,7 @@ SLOT_WANT_REPLACEMENT = 8
 SLOT_BEHIND = 16
 
 _HEADER = struct.Struct('<8sII QQQ 16s16s HHI QQQ IIQQ QQ IHH'.replace(' ', ''))
-_SETTINGS = struct.Struct('<16s IIIII HBB'.replace(' ', ''))
+_SETTINGS = struct.Struct('<16s IIIII HBBB'.replace(' ', ''))
 _SETTINGS_OFFSET = 160
 _NAME_OFFSET = 256
 _SLOT = struct.Struct('<16sBBBB4xQQ24x')
@@ -171,7 +171,7 @@ def encode_super(sup: LegSuper) -> bytes:
     _SETTINGS.pack_into(
         page, _SETTINGS_OFFSET, record.log_id.bytes,
         record.backlog, record.spare_delay_ms, record.max_read_errors, record.speed_min, record.speed_max,
-        record.quorum - 1, record.quorum_policy, record.return_policy,
+        record.quorum - 1, record.quorum_policy, record.return_policy, record.detect_zeroes,
     )  # fmt: skip
     for number, slot in enumerate(record.slots):
         at = _SLOTS_OFFSET + number * _SLOT.size
@@ -257,6 +257,7 @@ _VACANT = Slot()
 _LEG_STATES = frozenset(LegState)
 _WRITER_POLICIES = frozenset(WriterPolicy)
 _RETURN_POLICIES = frozenset(ReturnPolicy)
+_DETECT_ZEROES = frozenset(DetectZeroes)
 
 
 def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
@@ -284,13 +285,14 @@ def _decode_slot(page: bytes, number: int, chunks: int) -> Slot:
 
 
 def _decode_settings(page: bytes) -> dict[str, Any]:
-    log_id, backlog, delay, errors, low, high, quorum, policy, back = _SETTINGS.unpack_from(
+    log_id, backlog, delay, errors, low, high, quorum, policy, back, zeroes = _SETTINGS.unpack_from(
         page, _SETTINGS_OFFSET
     )
     need(backlog <= limits.BACKLOG_MAX, 'bad backlog')
     need(delay <= limits.SPARE_DELAY_MAX * 1000, 'bad spare delay')
     need(quorum < limits.LEGS_MAX, 'bad quorum')
     need(policy in _WRITER_POLICIES and back in _RETURN_POLICIES, 'bad policy')
+    need(zeroes in _DETECT_ZEROES, 'bad detect_zeroes')
     return {
         'log_id': uuid.UUID(bytes=log_id),
         'backlog': backlog,
@@ -301,6 +303,7 @@ def _decode_settings(page: bytes) -> dict[str, Any]:
         'quorum': quorum + 1,
         'quorum_policy': WriterPolicy(policy),
         'return_policy': ReturnPolicy(back),
+        'detect_zeroes': DetectZeroes(zeroes),
     }
 
 

@@ -11,13 +11,15 @@ from mirrorfs.mirror.member import Member
 class Change:
     """Bytes for a range of the volume, zeros where there are no `data`.  Offset and length in bytes.
 
-    `bulk`: they are copied in the background, and nobody is about to read them.
+    `bulk`: they are copied in the background, and nobody is about to read them.  `keep`: zeros do not give
+    space back.
     """
 
     offset: int
     length: int
     data: Buffer | None = None
     bulk: bool = False
+    keep: bool = False
 
     @property
     def end(self) -> int:
@@ -36,7 +38,7 @@ class Change:
         """Return the change of a range within this one."""
         at = offset - self.offset
         data = None if self.data is None else memoryview(self.data)[at : at + length]
-        return Change(offset, length, data, self.bulk)
+        return Change(offset, length, data, self.bulk, self.keep)
 
     def block(self, number: int) -> 'Change':
         """Return what there is of the nth block that the range touches, which may be less than a block."""
@@ -50,7 +52,7 @@ class Change:
     async def on(self, member: Member) -> None:
         """Write to a leg.  Raises OSError."""
         if self.data is None:
-            await member.zero(self.offset, self.length)
+            await member.zero(self.offset, self.length, keep=self.keep)
         elif self.bulk:
             await member.write_bulk(self.offset, self.data)
         else:

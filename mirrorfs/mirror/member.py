@@ -77,10 +77,14 @@ class Member(PageStore):
         await self._let_stuck_calls_return()
         await self.leg.write(self.layout.data_offset + offset, data)
 
-    async def zero(self, offset: int, length: int) -> None:
+    async def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
         await self.catch_up()
         await self._let_stuck_calls_return()
-        await self.leg.zero(self.layout.data_offset + offset, length)
+        await self.leg.zero(self.layout.data_offset + offset, length, keep=keep)
+
+    async def discard(self, offset: int, length: int) -> bool:
+        await self.catch_up()
+        return await self.leg.discard(self.layout.data_offset + offset, length)
 
     async def write_bulk(self, offset: int, data: Buffer) -> None:
         """As `write`, of what is copied in the background; see `Leg.write_bulk`."""

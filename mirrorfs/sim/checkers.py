@@ -238,6 +238,8 @@ class Checkers:
                 at = self.layout.data_offset + block * BLOCK
                 if at // BLOCK in self.bad_pages(disk.durable):
                     continue
+                if not write.tag and self.durable_states(disk)[block // CHUNK_BLOCKS] & UNWRITTEN:
+                    continue  # zeros, whatever the medium holds
                 seen = set(tags(disk.visible.read(at, BLOCK)))
                 newer = {w.tag for w in world.model.writes[block] if w.acked >= write.began}
                 if not seen <= newer:
@@ -283,10 +285,12 @@ class Checkers:
         written = (b for chunk in chunks for b in range(chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS))
         covered = list(written) if blocks is None else blocks
         for disk in self.in_sync():
-            bad = self.bad_pages(disk.durable)
+            bad, states = self.bad_pages(disk.durable), self.durable_states(disk)
             for block in covered:
                 if self.layout.data_offset // BLOCK + block in bad:
                     continue
+                if states[block // CHUNK_BLOCKS] & UNWRITTEN and 0 in self._world.model.possible(block):
+                    continue  # zeros, whatever the medium holds
                 held = set(tags(disk.durable.read(self.layout.data_offset + block * BLOCK, BLOCK)))
                 may = self._world.model.possible(block)
                 if not held <= may:

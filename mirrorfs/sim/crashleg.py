@@ -387,8 +387,11 @@ class CrashLeg:
         await self._step(Call(self.disk.name, 'drop-cache'))
         self.disk.drop_cache()
 
-    async def zero(self, offset: int, length: int) -> None:
+    async def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
         await self.write(offset, bytes(length))
+
+    async def discard(self, offset: int, length: int) -> bool:
+        return await self.erase(offset, length)
 
     async def allocate(self, offset: int, length: int) -> None:
         pass

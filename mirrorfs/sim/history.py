@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from mirrorfs.limits import SPARE_DELAY
 from mirrorfs.metadata.wibm import PAGE_HEADER
+from mirrorfs.model import DetectZeroes
 from mirrorfs.sim.faults import Fault, Key
 from mirrorfs.sim.resting import Operation
 from mirrorfs.sim.simlane import LaneWorld
@@ -51,6 +52,7 @@ class Run:
     used: bool = False
     mark_interval: float = 0.0
     outside: bool = False
+    zeroes: int = 0
 
     def world(self) -> World:
         kind = LaneWorld if self.lane else World
@@ -65,6 +67,7 @@ class Run:
             used=self.used,
             mark_interval=self.mark_interval,
             outside=self.outside,
+            zeroes=DetectZeroes(self.zeroes),
         )
 
     def but(self, **changes: object) -> 'Run':
@@ -84,7 +87,7 @@ class Run:
             for s in self.sessions
         ]
         options = (self.chunks, self.legs, self.logged, self.sharing, self.lane, self.pauses)
-        options += (self.used, self.mark_interval, self.outside)  # type: ignore[assignment]
+        options += (self.used, self.mark_interval, self.outside, self.zeroes)  # type: ignore[assignment]
         return repr((self.seed, options, sessions))
 
     @classmethod
@@ -122,6 +125,7 @@ class Composer:
         self.chunks = rng.choice((2, 2, 3, 4))
         self.disks = self.legs
         self.outside = rng.random() < OUTSIDE_SHARE
+        self.zeroes = rng.choice((0, 0, 1, 2, 2))
         sessions = [self._session() for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
         rotten = any(word[0] == 'corrupt' for session in sessions for word in session.before)
         moved = self.outside or 'log' in repr(sessions)  # a log outside has one host
@@ -139,6 +143,7 @@ class Composer:
             used=rng.random() < USED_SHARE,
             mark_interval=rng.choice((0.0, 0.0, 0.0, 5.0)),
             outside=self.outside,
+            zeroes=self.zeroes,
         )
 
     def _session(self) -> Session:
@@ -211,7 +216,7 @@ class Composer:
                 return (name, *self._range())
             case 'burst':
                 return (name, *self._range(), rng.choice((2, 3, 5, 9)))
-            case 'read' | 'discard':
+            case 'read' | 'discard' | 'zeroes' | 'zeroes-sync':
                 return (name, *self._range())
             case 'bad':
                 start, count = self._range()
@@ -244,6 +249,8 @@ class Composer:
                 return (name, rng.choice((1, 2, 2, 3)), rng.choice(('error', 'readonly', 'wait')))
             case 'log':
                 return (name, rng.choice(('none', 'internal', *LOGS, *LOGS)), rng.random() < 0.5)
+            case 'detect-zeroes':
+                return (name, rng.choice(('off', 'on', 'unmap', 'unmap')))
             case 'sleep':
                 return (name, rng.choice((0.1, 1.0, 6.0, 12.0, SPARE_DELAY + 5)))
             case 'hang' | 'release' | 'vanish' | 'appear':
@@ -328,6 +335,8 @@ _RUNNING = {
     'read': 8,
     'flush': 10,
     'discard': 6,
+    'zeroes': 6,
+    'zeroes-sync': 1,
     'both': 14,
     'fail': 6,
     'readd': 8,
@@ -346,6 +355,7 @@ _RUNNING = {
     'backlog': 2,
     'grow': 2,
     'quorum': 2,
+    'detect-zeroes': 1,
     'log': 3,
     'sweep': 5,
     'sleep': 4,

@@ -13,7 +13,7 @@ import trio
 from mirrorfs.errors import Refused
 from mirrorfs.intent.states import NEEDS_RESYNC
 from mirrorfs.limits import SECTOR
-from mirrorfs.model import LegState, WriterPolicy
+from mirrorfs.model import DetectZeroes, LegState, WriterPolicy
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, leg_of
 from mirrorfs.sim.model import BLOCK, tags
 from mirrorfs.sim.resting import RESTING, Operation
@@ -22,7 +22,7 @@ from mirrorfs.sim.world import Image, World
 from mirrorfs.volume.splitting import SplitOff
 
 SECTORS = BLOCK // SECTOR
-FOR_BYTES = {'write', 'write-sync', 'burst', 'read', 'discard'}
+FOR_BYTES = {'write', 'write-sync', 'burst', 'read', 'discard', 'zeroes', 'zeroes-sync'}
 QUIET_PATIENCE = 600.0
 """Virtual seconds within which resync and recovery end."""
 
@@ -41,8 +41,10 @@ async def perform(world: World, operation: Operation) -> None:
 # Requests for bytes
 
 
-async def _write(world: World, block: int, count: int = 1, *, durable: bool = False) -> None:
-    write = world.model.begin(block, count)
+async def _write(
+    world: World, block: int, count: int = 1, *, durable: bool = False, zeros: bool = False
+) -> None:
+    write = world.model.begin(block, count, zeros=zeros)
     world.trace.append(f'tag {write.tag} for blocks {block}-{block + count - 1}')
     wanted = world.volume.record.quorum
     try:
@@ -64,6 +66,15 @@ async def _write(world: World, block: int, count: int = 1, *, durable: bool = Fa
 async def _write_sync(world: World, block: int, count: int = 1) -> None:
     """A write that is durable when it is answered, as of a file opened with O_DSYNC."""
     await _write(world, block, count, durable=True)
+
+
+async def _zeroes(world: World, block: int, count: int = 1) -> None:
+    """Zeros are written, as data; what becomes of them the volume knows."""
+    await _write(world, block, count, zeros=True)
+
+
+async def _zeroes_sync(world: World, block: int, count: int = 1) -> None:
+    await _write(world, block, count, durable=True, zeros=True)
 
 
 async def _burst(world: World, block: int, count: int, times: int) -> None:
@@ -127,6 +138,14 @@ async def _quorum(world: World, legs: int, policy: str) -> None:
     try:
         settings = {'quorum': legs, 'quorum_policy': WriterPolicy[policy.upper()]}
         await world.volume.quorum.change(**settings)
+    except (Refused, OSError) as refusal:
+        world.say(f'refused: {refusal}')
+
+
+async def _detect_zeroes(world: World, word: str) -> None:
+    """What becomes of writes of zeros from now on."""
+    try:
+        await world.volume.space.detect_zeroes(DetectZeroes[word.upper()])
     except (Refused, OSError) as refusal:
         world.say(f'refused: {refusal}')
 
@@ -552,6 +571,8 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'read': _read,
     'flush': _flush,
     'discard': _discard,
+    'zeroes': _zeroes,
+    'zeroes-sync': _zeroes_sync,
     'fail': _fail,
     'readd': _readd,
     'remove': _remove,
@@ -569,6 +590,7 @@ RUNNING: dict[str, Callable[..., Awaitable[None]]] = {
     'backlog': _backlog,
     'grow': _grow,
     'quorum': _quorum,
+    'detect-zeroes': _detect_zeroes,
     'log': _log,
     'sweep': _sweep,
     'scrub': _scrub,

@@ -27,7 +27,7 @@ from mirrorfs.leg.base import Buffer, Leg
 from mirrorfs.metadata import wibm
 from mirrorfs.mirror.rebuilding import Rebuilt
 from mirrorfs.mirror.sparelist import ListedSpare
-from mirrorfs.model import VolumeRecord
+from mirrorfs.model import DetectZeroes, VolumeRecord
 from mirrorfs.sim.checkers import CHUNK, CHUNK_BLOCKS, Checkers, best_super, leg_of, log_header, mark_of
 from mirrorfs.sim.crash import DEFINITION, SPARES, Frozen, decode_definition, decode_spares
 from mirrorfs.sim.crashleg import Call, CrashDisk, CrashLeg
@@ -121,6 +121,8 @@ class World:
     """Virtual seconds between two marks of a recovery; 0: one after each window."""
     outside: bool = False
     """Whether the volume is made with its log outside the legs, on the disk `LOGS[0]`."""
+    zeroes: DetectZeroes = DetectZeroes.OFF
+    """What becomes of writes of zeros."""
 
     def __post_init__(self) -> None:
         self.made_with = self.chunks
@@ -347,7 +349,9 @@ class World:
             await running.start(nursery)
             legs = [f'/sim/d{number}' for number in range(self.legs)]
             log = f'/sim/d{LOGS[0]}' if self.outside else ''
-            request = Request('v', self.chunks * CHUNK, legs, CHUNK, self.logged, log_path=log)
+            request = Request(
+                'v', self.chunks * CHUNK, legs, CHUNK, self.logged, log_path=log, detect_zeroes=self.zeroes
+            )
             await running.create(request)
             await self.stop()
             nursery.cancel_scope.cancel()

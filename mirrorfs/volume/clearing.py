@@ -48,7 +48,7 @@ class Clearer:
         quiet = self._unheld(quiet)
         if not len(quiet):
             return 0
-        volume.hot.view()[quiet] &= np.uint8(0xFF & ~hot.WRITE)
+        volume.hot.view()[quiet] &= np.uint8(0xFF & ~hot.WRITES)
         await volume.hot.settle()
         await volume.flush()
         quiet = self._still_quiet(quiet)
@@ -65,7 +65,7 @@ class Clearer:
         volume = self._volume
         quiet = quiet[(volume.log.states[quiet] & np.uint8(DIRTY | NEEDS_RESYNC)) == DIRTY]
         quiet = quiet[volume.hot.touched_view()[quiet] == 0]
-        quiet = quiet[(volume.hot.view()[quiet] & np.uint8(hot.WRITE)) == 0]
+        quiet = quiet[(volume.hot.view()[quiet] & np.uint8(hot.WRITES)) == 0]
         return self._unheld(quiet)
 
     def _unheld(self, chunks: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

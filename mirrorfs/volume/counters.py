@@ -11,6 +11,8 @@ class Counters:
     writes: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    zeroed_bytes: int = 0
+    """Bytes written that were zeros, and found to be (`VolumeRecord.detect_zeroes`)."""
     flushes: int = 0
     resynced: int = 0
     """Bytes copied to make legs equal after an unclean stop or a failed write."""

@@ -17,7 +17,7 @@ from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import logfile, wibm
 from mirrorfs.mirror.formatting import format_leg
 from mirrorfs.mirror.logfile import format_log_file, open_for_log
-from mirrorfs.model import Generation, LegState, Slot, VolumeRecord, default_chunk_size
+from mirrorfs.model import DetectZeroes, Generation, LegState, Slot, VolumeRecord, default_chunk_size
 from mirrorfs.volume.lifecycle import Settings
 
 MISSING = 'missing'
@@ -37,6 +37,7 @@ class Request:
     force: bool = False
     log_path: str = ''
     """A file outside the legs for the log; empty: on the legs, if there is one."""
+    detect_zeroes: DetectZeroes = DetectZeroes.OFF
 
     def check(self) -> None:
         """Raise Refused(EINVAL) for what can never be made."""
@@ -138,6 +139,7 @@ async def _format(
         slots=tuple(slots),
         lineage=(Generation(settings.new_uuid(), now, 1),),
         logged=request.logged,
+        detect_zeroes=request.detect_zeroes,
         created_us=now,
         updated_us=now,
     )

@@ -72,7 +72,8 @@ class LaneGate:
         if may_write:
             marks = np.uint8(self.keeper.marks)
             marked = (wanted_all & durable_all & marks) == marks
-            flags[marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)] |= np.uint8(hot.WRITE)
+            ready = marked & (((wanted_all | durable_all) & UNWRITTEN) == 0)
+            flags[ready] |= np.uint8(self._write_permission)
         flags[(wanted_all & np.uint8(NEEDS_RESYNC)) != 0] = 0
         flags[bad - first] &= np.uint8(hot.ZEROS)
         for low, high in self._locks.exclusive_ranges():
@@ -101,7 +102,11 @@ class LaneGate:
             return hot.ZEROS
         marks = self.keeper.marks
         ready = wanted & durable & marks == marks and not durable & UNWRITTEN
-        return hot.READ | hot.WRITE if ready and may_write else hot.READ
+        return hot.READ | self._write_permission if ready and may_write else hot.READ
+
+    @property
+    def _write_permission(self) -> int:
+        return hot.NONZERO if self.keeper.record.detect_zeroes else hot.WRITE
 
     def _may_write(self) -> bool:
         keeper = self.keeper

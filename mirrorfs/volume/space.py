@@ -1,4 +1,4 @@
-"""A volume's space: what is discarded, reserved, looked for, and grown.  Offsets and sizes in bytes."""
+"""A volume's space: what is zeroed, discarded, reserved, looked for, grown.  Offsets and sizes in bytes."""
 
 import errno
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from mirrorfs.mirror.fanout import fan_out, judge
 from mirrorfs.mirror.logfile import LogFile
 from mirrorfs.mirror.member import Member
 from mirrorfs.mirror.pages import PageStore
+from mirrorfs.model import DetectZeroes
 from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.narrowing import is_of_the_medium
 
@@ -33,32 +34,56 @@ class Space:
         self._growing = trio.Lock()
 
     async def discard(self, offset: int, length: int) -> None:
-        """Make a range read as zeros and give its space back: state first, then space."""
+        """Make a range read as zeros and give its space back."""
         volume = self._volume
         length = min(length, volume.record.size - offset)
         if length <= 0:
             return
+        await self.zero(offset, length)
+        await volume.quorum.assure()
+
+    async def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
+        """Make a range of the volume read as zeros.
+
+        Its space is given back, state first, then space; with `keep` legs have it still.  What was never
+        written reads so already: nothing is done there.  The caller looks after the quorum.
+        """
+        volume = self._volume
         first, last = volume.chunks_of(offset, length)
         async with volume.writing(first, last):
             volume.refuse_if_broken()
-            await volume.keeper.open_session()
-            whole = []
-            for chunk in (first + np.flatnonzero(~volume.log.states[first : last + 1] & UNWRITTEN)).tolist():
-                start, size = volume.bytes_of(chunk, chunk)
-                low, high = max(offset, start), min(offset + length, start + size)
-                if high - low == size:
-                    whole.append(chunk)
-                else:
-                    await volume.prepare(chunk, chunk)
-                    await volume.write_members(chunk, chunk, Change(low, high - low))
-            await self._forget(np.array(whole, np.intp))
-        await volume.quorum.assure()
+            written = first + np.flatnonzero(~volume.log.states[first : last + 1] & UNWRITTEN)
+            whole = written[:0] if keep else self._whole(written, offset, offset + length)
+            for low, high in runs(np.setdiff1d(written, whole)):
+                start, size = volume.bytes_of(low, high)
+                start, end = max(offset, start), min(offset + length, start + size)
+                await volume.prepare(low, high)
+                await volume.write_members(low, high, Change(start, end - start, keep=keep))
+            await self._forget(whole)
+            if len(written) <= last - first:
+                await volume.keeper.commit()  # a discard that failed may have left that in memory only
+
+    def _whole(self, chunks: npt.NDArray[np.intp], start: int, end: int) -> npt.NDArray[np.intp]:
+        """Return those of the chunks (intp [n]) that lie wholly in start..end."""
+        volume = self._volume
+        below = len(volume.log) if end == volume.record.size else end >> volume.shift
+        return chunks[(chunks << volume.shift >= start) & (chunks < below)]
+
+    async def detect_zeroes(self, choice: DetectZeroes) -> None:
+        """Have writes of zeros treated so from now on, durably.  Raises OSError."""
+        volume, keeper = self._volume, self._volume.keeper
+        await keeper.open_session()
+        keeper.record = keeper.record.but(detect_zeroes=choice)
+        volume.legs_changing()  # the lane writes no more by the old rule once this has settled
+        await volume.hot.settle()
+        await keeper.commit()
 
     async def _forget(self, chunks: npt.NDArray[np.intp]) -> None:
         """Have whole chunks, held exclusively, durably UNWRITTEN; then punch them."""
         volume = self._volume
         if not len(chunks):
             return
+        await volume.keeper.open_session()
         missed = MODIFIED if membership.absentees_tracked(volume.record) else 0
         volume.log.update_chunks(chunks, set_=UNWRITTEN | UNZEROED | missed)
         volume.holes.forget(int(chunks[0]), int(chunks[-1]))
@@ -70,20 +95,31 @@ class Space:
         await volume.keeper.settle()
 
     async def _punch(self, first: int, last: int) -> None:
-        """Give back the space of chunks first..last on all legs; one that fails is expelled."""
+        """Have legs give back the space of chunks whose state says that they may hold anything there."""
         volume = self._volume
         offset, length = volume.bytes_of(first, last)
-        members, holes = volume.members, []
-
-        async def erase(member: Member) -> None:
-            await member.catch_up()
-            holes.append(await erased(member.leg, member.layout.data_offset + offset, length))
-
-        failures = await fan_out(members, volume.keeper.in_sync, erase, volume.keeper.leg_timeout)
-        # A hole that could not be punched costs space, not data: its state says UNZEROED.
-        volume.keeper.expel(judge(members, volume.keeper.in_sync, failures).expel)
-        if holes.count(True) == len(members):
+        members, zeros = volume.members, True
+        for at in range(offset, offset + length, limits.DISCARD_MAX):
+            zeros &= await self._give_back(members, at, min(limits.DISCARD_MAX, offset + length - at))
+        if zeros and volume.members == members:
             volume.holes.punched(first, last, members)
+
+    async def _give_back(self, members: list[Member], offset: int, length: int) -> bool:
+        """Have legs give back the space of a range; return whether it reads as zeros on all of them then."""
+        volume = self._volume
+        holes: list[bool] = []
+
+        async def discard(member: Member) -> None:
+            try:
+                holes.append(await member.discard(offset, length))
+            except OSError as error:
+                if not is_of_the_medium(error):
+                    raise
+
+        failures = await fan_out(members, volume.keeper.in_sync, discard, volume.keeper.leg_timeout)
+        # What could not be given back costs space, not data.
+        volume.keeper.expel(judge(members, volume.keeper.in_sync, failures).expel)
+        return holes.count(True) == len(members)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space on all legs for a range; contents stay.  ENOSPC where one of them has none."""

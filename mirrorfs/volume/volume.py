@@ -34,7 +34,7 @@ from mirrorfs.mirror.comparing import UNIT
 from mirrorfs.mirror.fanout import Failures, Verdict, fan_out, judge
 from mirrorfs.mirror.keeper import Keeper
 from mirrorfs.mirror.member import Member
-from mirrorfs.model import LegState, VolumeRecord
+from mirrorfs.model import DetectZeroes, LegState, VolumeRecord
 from mirrorfs.volume.cached import Cache, NoCache
 from mirrorfs.volume.chunks import runs
 from mirrorfs.volume.copies import Copier
@@ -45,6 +45,7 @@ from mirrorfs.volume.narrowing import Narrower
 from mirrorfs.volume.quorum import Quorum
 from mirrorfs.volume.reading import Reader
 from mirrorfs.volume.space import Space
+from mirrorfs.zeroes import all_zero
 
 Emit = Callable[..., None]
 """Says an event: emit(word, volume, device='', text='')."""
@@ -224,17 +225,25 @@ class Volume:
         if offset < 0 or offset + length > self.record.size:
             raise Refused(errno.ENOSPC, f'{self.name} ends at byte {self.record.size}')
         if length:
-            first, last = self.chunks_of(offset, length)
-            async with self.writing(first, last):
-                await self.prepare(first, last)
-                await self.write_members(first, last, Change(offset, length, data))
+            zeroes = self.record.detect_zeroes
+            if zeroes and all_zero(data):
+                await self.space.zero(offset, length, keep=zeroes is DetectZeroes.ON)
+                self.counters.zeroed_bytes += length
+            else:
+                await self._write(offset, data)
+                self.hot.unflushed_by_trio += length
             self.counters.writes += 1
             self.counters.written_bytes += length
-            self.hot.unflushed_by_trio += length
         if durable:
             await self.flush()
         if length:
             await self.quorum.assure()
+
+    async def _write(self, offset: int, data: Buffer) -> None:
+        first, last = self.chunks_of(offset, len(data))
+        async with self.writing(first, last):
+            await self.prepare(first, last)
+            await self.write_members(first, last, Change(offset, len(data), data))
 
     @asynccontextmanager
     async def writing(self, first: int, last: int) -> AsyncGenerator[None, None]:
