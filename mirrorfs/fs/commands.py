@@ -3,14 +3,11 @@
 import errno
 import re
 from enum import Enum
-from pathlib import Path
 from typing import TypeVar
-
-import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import Refused
-from mirrorfs.fs import facts, mounting
+from mirrorfs.fs import facts
 from mirrorfs.fs.place import Action, Place
 from mirrorfs.mirror.comparing import MODES
 from mirrorfs.model import ReturnPolicy, WriterPolicy
@@ -43,7 +40,7 @@ async def create(place: Place, words: list[str]) -> None:
         raise Refused(errno.EINVAL, 'wanted is NAME SIZE LEG [LEG…]')
     chunk = parse_size(options['chunk']) if 'chunk' in options else 0
     log = options.get('log', INTERNAL)
-    outside = '' if log in (NONE, INTERNAL) else await _outside_the_mount(place, log)
+    outside = '' if log in (NONE, INTERNAL) else _absolute(log)
     legs = [_absolute(path) for path in plain[2:]]
     request = Request(plain[0], parse_size(plain[1]), legs, chunk, log != NONE, force, outside)
     await place.pool.create(request)
@@ -53,19 +50,6 @@ def _absolute(path: str) -> str:
     """The daemon has no working directory to speak of."""
     if path != 'missing' and not path.startswith('/'):
         raise Refused(errno.EINVAL, f'{path!r} is not an absolute path')
-    return path
-
-
-async def _outside_the_mount(place: Place, path: str) -> str:
-    """Return a path for something that no volume of this mount may hold: it would wait for itself."""
-    patience = place.pool.settings.leg_timeout
-    real = ''
-    with trio.move_on_after(patience):
-        real = await trio.to_thread.run_sync(mounting.real_path, _absolute(path), abandon_on_cancel=True)
-    if not real:
-        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
-    if place.mountpoint in (real, *(str(parent) for parent in Path(real).parents)):
-        raise Refused(errno.EINVAL, f'{path} is in this very mount')
     return path
 
 
@@ -95,8 +79,7 @@ async def shared_spares(place: Place, words: list[str]) -> None:
     if verb != 'add' or not path or len(sizes) > 1:
         raise Refused(errno.EINVAL, 'wanted is add PATH [SIZE] [force], or remove PATH')
     size = parse_size(sizes[0]) if sizes else 0
-    path = await _outside_the_mount(place, path)
-    await place.pool.spares.add(path, size=size, force='force' in more)
+    await place.pool.spares.add(_absolute(path), size=size, force='force' in more)
 
 
 async def replace(place: Place, words: list[str]) -> None:
@@ -321,7 +304,7 @@ async def set_location(place: Place, words: list[str]) -> None:
     if re.fullmatch(r'[+-]?\d*[1-9]\d*', word):
         word = INTERNAL
     if word not in (NONE, INTERNAL):
-        word = await _outside_the_mount(place, word)
+        word = _absolute(word)
     await place.volume.require()[1].move_log(word, force='force' in flags)
 
 

@@ -525,6 +525,7 @@ class Admin:
         where a leg that is away is not what lies there.
         """
         path = os.path.abspath(path)
+        await self._opener.admit(path)
         async with self._turn:
             slot = self.find(word)
             keeper = self._volume.keeper
