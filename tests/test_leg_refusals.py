@@ -242,7 +242,9 @@ def refused_for(pool: MountedPool, file: str, text: str) -> str:
 
 
 @pytest.mark.mount
-@pytest.mark.parametrize(('file', 'text'), COMMANDS, ids=[f'{n}-{f[-8:]}' for n, (f, _) in enumerate(COMMANDS)])
+@pytest.mark.parametrize(
+    ('file', 'text'), COMMANDS, ids=[f'{n}-{f[-8:]}' for n, (f, _) in enumerate(COMMANDS)]
+)
 def test_nothing_in_the_mount_may_be_part_of_it(
     pool: MountedPool, volume: Volume, file: str, text: str
 ) -> None:
