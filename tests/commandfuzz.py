@@ -39,7 +39,7 @@ from mirrorfs.volume.creation import Request
 from mirrorfs.volume.lifecycle import Settings
 from mirrorfs.volume.volume import Volume
 
-BATCH = 250
+BATCH = 500
 """Commands for one pool."""
 WINDOW = 50
 """Refused commands between two looks at all that the pool says of itself."""
@@ -257,7 +257,7 @@ ODD = ['', ' ', '\t', '\0', '\x1b[2J', 'ü' * 60, '𝕏', '\u202e', '\ud7ff', '"
 ODD += ['n' * 129, '/' + 'x' * 5000]
 RIGHT: dict[str, list[str]] = {
     'create': ['e 1M /sim/{n} /sim/{n}b', 'e 1M /sim/{n} force', 'e 256K missing /sim/{n} log=none'],
-    'destroy': ['{v}'],
+    'destroy': ['e', 'e', 'e', '{v}'],
     'spares': ['add /sim/{n} 2M', 'remove /sim/shared', 'add /sim/new 4M force'],
     'add': ['/sim/{n}', '/sim/{n} spare', '/sim/new force write_mostly', '/sim/a2'],
     'remove': ['{l}', 'failed', 'detached'],
@@ -298,7 +298,7 @@ def places(bench: Bench) -> list[list[Path]]:
 def command(rng: random.Random, file: str) -> bytes:
     """Return the bytes of one write: right words, right words out of place, or anything."""
     kind = rng.random()
-    if kind < 0.3 and file in RIGHT:
+    if kind < 0.15 and file in RIGHT:
         values = {
             'n': rng.choice(['new', 'x1', 'x2']),
             'v': rng.choice(['a', 'b', 'c', 'dead', 'e']),

@@ -510,20 +510,26 @@ class Admin:
             keeper = self._volume.keeper
             if keeper.record.has(LegState.SPLIT):
                 raise Refused(errno.EBUSY, f'{self._volume.name} has a leg split off; merge it first')
+            self._refuse_to_have(count)
             await keeper.open_session()
-            there = keeper.record.raid_disks - membership.shortage(keeper.record)
-            if count < there:
-                message = f'{self._volume.name} has {there} legs; fail and remove some before it has {count}'
-                raise Refused(errno.EBUSY, message)
-            if count < keeper.record.quorum:
-                wanted = f'writes to {self._volume.name} need {keeper.record.quorum} legs'
-                raise Refused(errno.EBUSY, f'{wanted}; lower its quorum first')
+            self._refuse_to_have(count)  # a leg may have come back just now
             if count == keeper.record.raid_disks:
                 return
             keeper.record = membership.resize(keeper.record, count)
             await keeper.settle()
             await self._volume.forget_modified()
         self.hurry.set()
+
+    def _refuse_to_have(self, count: int) -> None:
+        """Raise Refused(EBUSY) where so few legs are fewer than there are, or than writes need."""
+        record = self._record
+        there = record.raid_disks - membership.shortage(record)
+        if count < there:
+            message = f'{record.name} has {there} legs; fail and remove some before it has {count}'
+            raise Refused(errno.EBUSY, message)
+        if count < record.quorum:
+            wanted = f'writes to {record.name} need {record.quorum} legs'
+            raise Refused(errno.EBUSY, f'{wanted}; lower its quorum first')
 
     async def move(self, word: str, path: str) -> None:
         """A leg lies at another path, or shall: a file of the same filesystem is moved there.
