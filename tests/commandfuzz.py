@@ -12,12 +12,12 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import random
-import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import trio
@@ -386,16 +386,18 @@ def _difference(before: object, after: object) -> str:
     return f'{str(before)[:1500]} -> {str(after)[:1500]}'
 
 
-def fuzz(count: int, seed: int, progress: Callable[[int, Counter[str]], None] | None = None) -> Counter[str]:
-    """Try `count` commands; return how many were accepted and refused.  Raises Unexpected."""
-    tally: Counter[str] = Counter()
-    for batch in range(-(-count // BATCH)):
-        one = Fuzz(seed, batch, min(BATCH, count - batch * BATCH))
-        run(one, batch)
-        tally += one.tally
-        if progress:
-            progress(batch * BATCH + BATCH, tally)
-    return tally
+def try_batch(seed: int, batch: int, count: int = BATCH) -> Counter[str]:
+    """Try one batch; return how many commands were accepted and refused.  Raises Unexpected, in groups."""
+    logging.disable(logging.CRITICAL)
+    one = Fuzz(seed, batch, count)
+    run(one, batch)
+    return one.tally
+
+
+def fuzz(count: int, seed: int) -> Counter[str]:
+    """Try `count` commands; return how many were accepted and refused.  Raises Unexpected, in groups."""
+    batches = range(-(-count // BATCH))
+    return sum((try_batch(seed, n, min(BATCH, count - n * BATCH)) for n in batches), Counter[str]())
 
 
 def main() -> None:
@@ -403,21 +405,19 @@ def main() -> None:
     parser.add_argument('--count', type=int, default=1_000_000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--batch', type=int, help='just this one, again')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='processes; by default all cores')
     asked = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    began = time.monotonic()
-
-    def say(done: int, tally: Counter[str]) -> None:
-        if done % 50_000 == 0:
-            spent = time.monotonic() - began
-            print(f'{done} commands, {tally["accepted"]} accepted, {spent:.0f} s', file=sys.stderr)
-
     if asked.batch is not None:
-        one = Fuzz(asked.seed, asked.batch, BATCH)
-        run(one, asked.batch)
-        print(dict(one.tally))
-    else:
-        print(dict(fuzz(asked.count, asked.seed, say)))
+        print(dict(try_batch(asked.seed, asked.batch)))
+        return
+    began, tally, batches = time.monotonic(), Counter[str](), -(-asked.count // BATCH)
+    with ProcessPoolExecutor(asked.jobs) as workers:
+        for batch, one in enumerate(workers.map(try_batch, [asked.seed] * batches, range(batches)), 1):
+            tally += one
+            if batch % 100 == 0:
+                spent = time.monotonic() - began
+                print(f'{batch * BATCH} commands, {tally["accepted"]} accepted, {spent:.0f} s', flush=True)
+    print(dict(tally))
 
 
 if __name__ == '__main__':

@@ -9,12 +9,13 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import facts
 from mirrorfs.fs.place import Action, Place
-from mirrorfs.mirror.comparing import MODES
+from mirrorfs.mirror.comparing import MODES, Scrub
 from mirrorfs.model import ReturnPolicy, WriterPolicy
-from mirrorfs.units import parse_size
+from mirrorfs.pool import Entry
+from mirrorfs.units import format_size, parse_size
 from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
-from mirrorfs.volume.logplace import INTERNAL, NONE
+from mirrorfs.volume.logplace import INTERNAL, NONE, refuse_to_forget
 from mirrorfs.volume.splitting import SUFFIX
 
 _SECTORS_MAX = (1 << 63) // limits.SECTOR
@@ -54,7 +55,24 @@ def _absolute(path: str) -> str:
 
 
 async def destroy(place: Place, words: list[str]) -> None:
-    await place.pool.destroy(_one(words, 'NAME'))
+    """NAME [force]"""
+    name, *flags = words
+    if flags not in ([], ['force']):
+        raise Refused(errno.EINVAL, f'{len(words)} words; wanted is just NAME, and perhaps force')
+    if not flags:
+        _refuse_to_destroy(place.pool.find(name))
+    await place.pool.destroy(name)
+
+
+def _refuse_to_destroy(entry: Entry) -> None:
+    """Raise Refused(EBUSY) where more would be lost than legs can tell."""
+    if not entry.started:
+        lost = 'what the pool knows of its legs, which of them are stale, would be lost'
+        raise Refused(errno.EBUSY, f'{entry.name} does not run: {entry.refusal}; {lost}; say force to do it')
+    if entry.split_off:
+        leg, size = entry.split_off.leg.path, format_size(entry.split_off.size)
+        lost = f'it could be merged no more but by copying all {size}'
+        raise Refused(errno.EBUSY, f'{leg} of {entry.name} is split off, and {lost}; merge it, or say force')
 
 
 async def add(place: Place, words: list[str]) -> None:
@@ -201,11 +219,14 @@ async def set_size(place: Place, words: list[str]) -> None:
 async def sync_action(place: Place, words: list[str]) -> None:
     """md's words, with its rules: idle may begin what is needed, a named action is EBUSY while one runs.
 
-    What md lacks: ``repair LEG`` makes the others equal to that leg.
+    What md lacks: ``repair LEG [force]`` makes the others equal to that leg.
     """
     started, admin = place.volume.require()
     rebuilder = started.rebuilder
-    source = admin.find(words[1]) if words[0] == 'repair' and len(words) == 2 else None
+    force = words[0] == 'repair' and len(words) == 3 and words[2] == 'force'
+    source = admin.find(words[1]) if words[0] == 'repair' and (force or len(words) == 2) else None
+    if source is not None and not force:
+        _refuse_to_outvote(rebuilder.scrub.state, source, f'leg {words[1]} of {place.volume.name}')
     word = words[0] if source is not None else _one(words, 'idle, frozen, resync, recover, check or repair')
     if word in ('check', 'repair'):
         await rebuilder.begin_scrub(word, source)
@@ -222,6 +243,14 @@ async def sync_action(place: Place, words: list[str]) -> None:
     else:
         message = f'{word!r} is not one of idle, frozen, resync, recover, check, repair'
         raise Refused(errno.EINVAL, message)
+
+
+def _refuse_to_outvote(found: Scrub, slot: int, what: str) -> None:
+    """Raise Refused(EBUSY) for a leg that, by the last pass, differs from what most legs hold."""
+    places, lost = found.outvoted(slot)
+    if places:
+        message = f'{what} differs from what most legs hold in {places} places; their {format_size(lost)}'
+        raise Refused(errno.EBUSY, f'{message} would be lost: repair takes the majority, or say force')
 
 
 def _number(words: list[str], what: str, least: int, most: int) -> int:
@@ -305,6 +334,8 @@ async def set_location(place: Place, words: list[str]) -> None:
         word = INTERNAL
     if word not in (NONE, INTERNAL):
         word = _absolute(word)
+    if word == NONE and not flags:
+        refuse_to_forget(place.volume.require()[0].volume)
     await place.volume.require()[1].move_log(word, force='force' in flags)
 
 

@@ -261,7 +261,8 @@ def _ours(fd: int) -> str:
     """Return what of mirrorfs a file or device is; nothing if it is none."""
     with contextlib.suppress(BadMetadata):
         sup, _ = read_super(fd)
-        return f'slot {sup.slot} of mirrorfs volume {sup.record.name} ({sup.record.uuid})'
+        size = format_size(sup.record.size)
+        return f'slot {sup.slot} of mirrorfs volume {sup.record.name} ({sup.record.uuid}, {size})'
     with contextlib.suppress(BadMetadata):
         header = read_log_header(fd)
         return f'the log of mirrorfs volume {header.name} ({header.volume})'
