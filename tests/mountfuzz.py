@@ -281,9 +281,9 @@ class Opened:
         os.close(self._fd)
 
 
-def fuzz(count: int, seed: int) -> Counter[str]:
-    """Make `count` calls on a new pool, and end that in order.  Raises Unexpected, AssertionError."""
-    with MountedPool() as pool:
+def fuzz(count: int, seed: int, **env: str) -> Counter[str]:
+    """Make `count` calls on a new pool, and end it in order.  Raises Unexpected, AssertionError."""
+    with MountedPool(env=env) as pool:
         pool.start()
         volume = pool.volume('disk', 8 * MIB)
         one = MountFuzz(pool, volume, seed)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import commandfuzz
+import mountfuzz
 import pytest
 from commandfuzz import Unexpected, fuzz
 
@@ -76,3 +77,30 @@ def test_a_word_is_never_taken_for_code_or_a_format() -> None:
 def test_every_batch_can_be_seen_again() -> None:
     first, again = (commandfuzz.fuzz(500, seed=3) for _ in range(2))
     assert first == again
+
+
+@pytest.mark.mount
+@pytest.mark.timeout(120)
+def test_random_calls_on_a_mount_change_nothing_when_they_fail() -> None:
+    tally = mountfuzz.fuzz(2500, seed=1)
+    kinds = {word.split()[0] for word in tally}
+    assert len(kinds) > 20 and tally['write refused'] > 50, tally
+
+
+@pytest.mark.mount
+def test_the_fuzzer_of_the_mount_finds_a_handler_that_breaks() -> None:
+    with pytest.raises(mountfuzz.Unexpected, match='planted in statfs'):
+        mountfuzz.fuzz(1000, seed=1, MIRRORFS_TEST_FAULT='statfs')
+
+
+@pytest.mark.mount
+def test_the_fuzzer_of_the_mount_finds_what_a_failed_call_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail_and_change(self: mountfuzz.MountFuzz, path: bytes, number: int) -> None:
+        self._volume.image.chmod(0o611)
+        raise PermissionError(errno.EPERM, 'no')
+
+    monkeypatch.setattr(mountfuzz.MountFuzz, '_stat', fail_and_change)
+    with pytest.raises(mountfuzz.Unexpected, match='changed by a refused call'):
+        mountfuzz.fuzz(1000, seed=1)

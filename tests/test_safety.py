@@ -95,10 +95,9 @@ def ext4(volume: Volume) -> dict[str, Any]:
 
 
 def of_another(volume: Volume) -> dict[str, Any]:
-    """A leg of another volume, which that does not use just now."""
+    """A leg of another volume, which the pool has forgotten."""
     other = volume.pool.volume(f'{volume.name}-other', 16 * MIB)
-    other.write('fail', '1')
-    other.write('remove', '1')
+    volume.pool.write('destroy', other.name)
     return {'path': other.legs[1], 'other': other.name}
 
 
