@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,15 @@ class PoolDirectory:
             raise Refused(error.errno or errno.EIO, f'{self.path}: {error.strerror}') from None
         if not there:
             raise Refused(errno.ENOENT, f'{self.path} is no pool (it has no {_MARK})')
+        self._refuse_if_open_to_all()
+
+    def _refuse_if_open_to_all(self) -> None:
+        """Raise Refused(EPERM) where anybody could put definitions, which say what the daemon opens."""
+        for folder in (self.path, self._volumes):
+            mode = self._files.mode(folder)
+            if mode & stat.S_IWOTH:
+                found = f'{folder} can be written by everybody (mode {mode:04o})'
+                raise Refused(errno.EPERM, f'{found}, who could name legs; chmod o-w it first')
 
     def lock(self) -> None:
         """Hold the pool for this process.  Raises Refused: EBUSY with the holder's name, EACCES."""

@@ -4,6 +4,7 @@ Implementations: `OsFiles` and `mirrorfs.sim.poolfiles.SimFiles`.
 """
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,6 +32,10 @@ class Files(Protocol):
         ...
 
     def is_file(self, path: Path) -> bool: ...
+
+    def mode(self, path: Path) -> int:
+        """Return the permission bits of a file or directory; 0 where it is not there."""
+        ...
 
     def read(self, path: Path) -> bytes: ...
 
@@ -60,6 +65,12 @@ class OsFiles:
     def is_file(self, path: Path) -> bool:
         return path.is_file()
 
+    def mode(self, path: Path) -> int:
+        try:
+            return stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:
+            return 0
+
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
@@ -85,7 +96,8 @@ class OsFiles:
 
 class _OsFile:
     def __init__(self, path: Path) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        os.fchmod(fd, 0o600)  # what a crash has left there may be another's
         self._file = os.fdopen(fd, 'wb')
 
     def __enter__(self) -> '_OsFile':

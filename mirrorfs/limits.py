@@ -22,6 +22,10 @@ SLOTS = 16
 GENERATIONS_MAX = 40
 NAME_MAX = 128
 VOLUMES_MAX = 1024
+UMASK = 0o077
+"""The daemon's: what it makes, its log too, is for its user alone."""
+EXTENTS_LOOKED_AT, BYTES_LOOKED_AT = 64, 1 << 20
+"""Whether a file that is to be a leg holds anything is told from the start of its first extents."""
 
 LEG_TIMEOUT = 30.0
 LEG_TIMEOUT_MIN = 0.5

@@ -315,7 +315,7 @@ class Volume:
 
     def destroy(self) -> None:
         """Remove the volume and its legs."""
-        self.pool.write('destroy', self.name)
+        self.pool.write('destroy', f'{self.name} force')
         for leg in self.legs:
             leg.unlink(missing_ok=True)
 

@@ -201,14 +201,15 @@ def pieces(image: str) -> Iterator[tuple[int, bytes]]:
 @POOL
 @VOLUME
 @click.option('--yes', is_flag=True, help='do not ask')
-def destroy(pool: str, name: str, yes: bool) -> None:
+@click.option('--force', is_flag=True, help='also where more would be lost than legs can tell')
+def destroy(pool: str, name: str, yes: bool, force: bool) -> None:
     """Forget the volume NAME.  Its legs keep their content."""
     target = find(pool)
     target.directory.require()
     if not yes:
         click.confirm(f'Forget the volume {name} of {target.directory.path}?', abort=True)
     if target.mountpoint:
-        Mounted(target.mountpoint).command('destroy', name)
+        Mounted(target.mountpoint).command('destroy', name, *(['force'] if force else []))
         return
     target.directory.lock()
     records, damaged = target.directory.load()

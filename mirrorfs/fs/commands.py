@@ -3,21 +3,19 @@
 import errno
 import re
 from enum import Enum
-from pathlib import Path
 from typing import TypeVar
-
-import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import Refused
-from mirrorfs.fs import facts, mounting
+from mirrorfs.fs import facts
 from mirrorfs.fs.place import Action, Place
-from mirrorfs.mirror.comparing import MODES
+from mirrorfs.mirror.comparing import MODES, Scrub
 from mirrorfs.model import DetectZeroes, ReturnPolicy, WriterPolicy
-from mirrorfs.units import parse_size
+from mirrorfs.pool import Entry
+from mirrorfs.units import format_size, parse_size
 from mirrorfs.volume.admin import FLAGS
 from mirrorfs.volume.creation import Request
-from mirrorfs.volume.logplace import INTERNAL, NONE
+from mirrorfs.volume.logplace import INTERNAL, NONE, refuse_to_forget
 from mirrorfs.volume.splitting import SUFFIX
 
 _SECTORS_MAX = (1 << 63) // limits.SECTOR
@@ -43,7 +41,7 @@ async def create(place: Place, words: list[str]) -> None:
         raise Refused(errno.EINVAL, 'wanted is NAME SIZE LEG [LEG…]')
     chunk = parse_size(options['chunk']) if 'chunk' in options else 0
     log = options.get('log', INTERNAL)
-    outside = '' if log in (NONE, INTERNAL) else await _outside_the_mount(place, log)
+    outside = '' if log in (NONE, INTERNAL) else _absolute(log)
     legs = [_absolute(path) for path in plain[2:]]
     zeroes = _choice([options.get('detect_zeroes', 'off')], DetectZeroes)
     request = Request(plain[0], parse_size(plain[1]), legs, chunk, log != NONE, force, outside, zeroes)
@@ -57,21 +55,25 @@ def _absolute(path: str) -> str:
     return path
 
 
-async def _outside_the_mount(place: Place, path: str) -> str:
-    """Return a path for something that no volume of this mount may hold: it would wait for itself."""
-    patience = place.pool.settings.leg_timeout
-    real = ''
-    with trio.move_on_after(patience):
-        real = await trio.to_thread.run_sync(mounting.real_path, _absolute(path), abandon_on_cancel=True)
-    if not real:
-        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {patience:g} s')
-    if place.mountpoint in (real, *(str(parent) for parent in Path(real).parents)):
-        raise Refused(errno.EINVAL, f'{path} is in this very mount')
-    return path
-
-
 async def destroy(place: Place, words: list[str]) -> None:
-    await place.pool.destroy(_one(words, 'NAME'))
+    """NAME [force]"""
+    name, *flags = words
+    if flags not in ([], ['force']):
+        raise Refused(errno.EINVAL, f'{len(words)} words; wanted is just NAME, and perhaps force')
+    if not flags:
+        _refuse_to_destroy(place.pool.find(name))
+    await place.pool.destroy(name)
+
+
+def _refuse_to_destroy(entry: Entry) -> None:
+    """Raise Refused(EBUSY) where more would be lost than legs can tell."""
+    if not entry.started:
+        lost = 'what the pool knows of its legs, which of them are stale, would be lost'
+        raise Refused(errno.EBUSY, f'{entry.name} does not run: {entry.refusal}; {lost}; say force to do it')
+    if entry.split_off:
+        leg, size = entry.split_off.leg.path, format_size(entry.split_off.size)
+        lost = f'it could be merged no more but by copying all {size}'
+        raise Refused(errno.EBUSY, f'{leg} of {entry.name} is split off, and {lost}; merge it, or say force')
 
 
 async def add(place: Place, words: list[str]) -> None:
@@ -96,8 +98,7 @@ async def shared_spares(place: Place, words: list[str]) -> None:
     if verb != 'add' or not path or len(sizes) > 1:
         raise Refused(errno.EINVAL, 'wanted is add PATH [SIZE] [force], or remove PATH')
     size = parse_size(sizes[0]) if sizes else 0
-    path = await _outside_the_mount(place, path)
-    await place.pool.spares.add(path, size=size, force='force' in more)
+    await place.pool.spares.add(_absolute(path), size=size, force='force' in more)
 
 
 async def replace(place: Place, words: list[str]) -> None:
@@ -219,11 +220,14 @@ async def set_size(place: Place, words: list[str]) -> None:
 async def sync_action(place: Place, words: list[str]) -> None:
     """md's words, with its rules: idle may begin what is needed, a named action is EBUSY while one runs.
 
-    What md lacks: ``repair LEG`` makes the others equal to that leg.
+    What md lacks: ``repair LEG [force]`` makes the others equal to that leg.
     """
     started, admin = place.volume.require()
     rebuilder = started.rebuilder
-    source = admin.find(words[1]) if words[0] == 'repair' and len(words) == 2 else None
+    force = words[0] == 'repair' and len(words) == 3 and words[2] == 'force'
+    source = admin.find(words[1]) if words[0] == 'repair' and (force or len(words) == 2) else None
+    if source is not None and not force:
+        _refuse_to_outvote(rebuilder.scrub.state, source, f'leg {words[1]} of {place.volume.name}')
     word = words[0] if source is not None else _one(words, 'idle, frozen, resync, recover, check or repair')
     if word in ('check', 'repair'):
         await rebuilder.begin_scrub(word, source)
@@ -240,6 +244,14 @@ async def sync_action(place: Place, words: list[str]) -> None:
     else:
         message = f'{word!r} is not one of idle, frozen, resync, recover, check, repair'
         raise Refused(errno.EINVAL, message)
+
+
+def _refuse_to_outvote(found: Scrub, slot: int, what: str) -> None:
+    """Raise Refused(EBUSY) for a leg that, by the last pass, differs from what most legs hold."""
+    places, lost = found.outvoted(slot)
+    if places:
+        message = f'{what} differs from what most legs hold in {places} places; their {format_size(lost)}'
+        raise Refused(errno.EBUSY, f'{message} would be lost: repair takes the majority, or say force')
 
 
 def _number(words: list[str], what: str, least: int, most: int) -> int:
@@ -326,7 +338,9 @@ async def set_location(place: Place, words: list[str]) -> None:
     if re.fullmatch(r'[+-]?\d*[1-9]\d*', word):
         word = INTERNAL
     if word not in (NONE, INTERNAL):
-        word = await _outside_the_mount(place, word)
+        word = _absolute(word)
+    if word == NONE and not flags:
+        refuse_to_forget(place.volume.require()[0].volume)
     await place.volume.require()[1].move_log(word, force='force' in flags)
 
 

@@ -27,8 +27,8 @@ class ControlFile:
 
     @property
     def mode(self) -> int:
-        """Permission bits: everybody with access to the mount may read, the mounting user may write."""
-        return (0o444 if self.read else 0) | (0o200 if self.act else 0)
+        """Permission bits: control files are for the mounting user (and root), whoever may use images."""
+        return (0o400 if self.read else 0) | (0o200 if self.act else 0)
 
 
 def parse(data: bytes) -> list[str]:

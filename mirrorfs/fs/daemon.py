@@ -108,13 +108,16 @@ class Daemon:
 
     def _opener(self, events: EventLog) -> FileOpener:
         if not self._options.direct_legs:
-            return FileOpener()
+            return FileOpener(is_own=self._is_own)
         token = trio.lowlevel.current_trio_token()
 
         def warn(path: str, why: str) -> None:
             token.run_sync_soon(events.emit, 'Warning', '', path, why)
 
-        return FileOpener(DirectLegs(warn))
+        return FileOpener(DirectLegs(warn), self._is_own)
+
+    def _is_own(self, path: str) -> bool:
+        return mounting.leads_into(path, self._mountpoint)
 
     async def _main(self) -> None:
         await pyfuse3.main(min_tasks=_WORKERS)
@@ -176,6 +179,7 @@ def _plant_faults(names: Names, gateway: Gateway) -> None:
 
 def serve(pool: str, mountpoint: str, options: mounting.Options, ready: Callable[[], None]) -> int:
     """Run the daemon in this process until it is unmounted or told to stop; return the exit code."""
+    os.umask(limits.UMASK)
     directory = PoolDirectory(pool)
     directory.require()
     real = mounting.check_mountpoint(mountpoint)
@@ -243,6 +247,7 @@ def run_in_background(pool: str, mountpoint: str, options: mounting.Options) -> 
     os.setsid()
     code = EXIT_SYSTEM
     try:
+        os.umask(limits.UMASK)
         PoolDirectory(pool).require()  # before a log is begun in what is none
         _log_to(_background_log(pool), options.debug)
         null = os.open(os.devnull, os.O_RDWR)

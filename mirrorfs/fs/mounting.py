@@ -128,7 +128,7 @@ def _unescape(text: str) -> str:
 
 def real_path(path: str) -> str:
     """As os.path.realpath, but asks none of our mounts anything: one that hangs would not answer."""
-    mountpoints = {mount.mountpoint for mount in mounts()}
+    within = tuple(f'{mount.mountpoint}/' for mount in mounts())
     rest = os.path.join(os.getcwd(), path).split('/')[::-1]
     real, links = '/', 0
     while rest:
@@ -138,7 +138,7 @@ def real_path(path: str) -> str:
             continue
         if name == '..':
             real = os.path.dirname(real)
-        elif step not in mountpoints and links < _LINKS_MAX and os.path.islink(step):
+        elif not f'{step}/'.startswith(within) and links < _LINKS_MAX and os.path.islink(step):
             links += 1
             target = os.readlink(step)
             rest += target.split('/')[::-1]
@@ -147,6 +147,17 @@ def real_path(path: str) -> str:
         else:
             real = step
     return real
+
+
+def leads_into(path: str, mountpoint: str) -> bool:
+    """Whether a path leads into what is mounted on a real path, also by a bind mount of it.
+
+    Asks none of our mounts anything.
+    """
+    there = mounts()
+    devices = {mount.device for mount in there if mount.mountpoint == mountpoint}
+    own = tuple(f'{mount.mountpoint}/' for mount in there if mount.device in devices)
+    return f'{real_path(path)}/'.startswith(own)
 
 
 def is_dead(mount: Mount) -> bool:

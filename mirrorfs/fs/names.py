@@ -2,6 +2,9 @@
 
 The bytes of volumes never come here.
 
+Who may use an image is decided by the kernel, from its mode and owner.  Control files are for root and who
+mounted the pool, whatever the kernel was told: whoever opens one is asked for here, too.
+
 Every handler goes through `guarded`: an exception that pyfuse3 does not expect would end the whole mount.
 """
 
@@ -23,7 +26,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
 from mirrorfs.fs.control import parse
 from mirrorfs.fs.pagecache import ImageCache, PageCaches
-from mirrorfs.fs.tree import Kind, Node, Tree
+from mirrorfs.fs.tree import ROOT, Kind, Node, Tree
 from mirrorfs.intent.states import UNWRITTEN
 from mirrorfs.pool import Entry, Pool
 
@@ -118,7 +121,7 @@ class Names(pyfuse3.Operations):
         attributes.st_atime_ns, attributes.st_mtime_ns = accessed, modified
         attributes.st_ctime_ns = self._began
         if node.kind is Kind.DIRECTORY:
-            attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755)
+            attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | (0o755 if number == ROOT else 0o700))
             attributes.st_nlink = 2
         elif node.entry:
             _image_attributes(attributes, node.entry)
@@ -130,11 +133,18 @@ class Names(pyfuse3.Operations):
             attributes.st_mode = pyfuse3.ModeT(stat.S_IFREG | node.file.mode)
         return attributes
 
+    def _require_owner(self, ctx: Any) -> None:
+        """Raise Refused(EACCES) for who may neither see nor write control files."""
+        if ctx.uid not in (0, self._uid):
+            raise Refused(errno.EACCES, 'control files are for root and who mounted the pool')
+
     @guarded(pyfuse3.EntryAttributes)
     async def lookup(self, parent_inode: Any, name: bytes, ctx: Any) -> Any:
         path = self._tree.path(parent_inode)
         if path is None:
             raise Refused(errno.ENOENT, 'gone')
+        if path:
+            self._require_owner(ctx)
         try:
             child = (*path, name.decode())
         except UnicodeDecodeError:
@@ -157,6 +167,8 @@ class Names(pyfuse3.Operations):
             await self._change_image(node.entry, attr, fields)
         elif fields.update_mode or fields.update_uid or fields.update_gid:
             raise Refused(errno.EPERM, 'modes and owners of control files are fixed')
+        elif inode != ROOT:
+            self._require_owner(ctx)
         if fields.update_atime or fields.update_mtime:
             accessed, modified = self._times.get(inode, (self._began, self._began))
             accessed = attr.st_atime_ns if fields.update_atime else accessed
@@ -189,6 +201,8 @@ class Names(pyfuse3.Operations):
         node = self._node(inode)
         path = self._tree.path(inode)
         assert path is not None
+        if path:
+            self._require_owner(ctx)
         names = tuple((self._tree.number((*path, name)), name) for name in node.children)
         return self._open(Handle(node, names))
 
@@ -226,13 +240,12 @@ class Names(pyfuse3.Operations):
         elif node.entry:
             node.entry.require()
             node.entry.opened += 1
-        elif node.kind is Kind.EVENTS:
+        else:
+            self._require_owner(ctx)
+        if node.kind is Kind.EVENTS:
             handle.base = handle.position = self._events.start
-        elif node.file and node.place:
-            if flags & os.O_ACCMODE != os.O_RDONLY and ctx.uid not in (0, self._uid):
-                raise Refused(errno.EACCES, 'only root and who mounted the pool may write control files')
-            if flags & os.O_ACCMODE != os.O_WRONLY and node.file.read:
-                handle.text = node.file.read(node.place).encode()
+        elif node.file and node.file.read and node.place and flags & os.O_ACCMODE != os.O_WRONLY:
+            handle.text = node.file.read(node.place).encode()
         if self._caches and flags & (os.O_ACCMODE | os.O_DIRECT) == os.O_RDONLY:
             handle.cache = self._caches.of(inode)  # of images alone
         cached = handle.cache is not None

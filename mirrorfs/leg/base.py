@@ -190,6 +190,10 @@ class Opener(Protocol):
         """
         ...
 
+    async def admit(self, path: str) -> None:
+        """Raise Refused(EINVAL) for a path that no leg can ever have: in the very mount that it serves."""
+        ...
+
     async def probe(self, path: str) -> object:
         """Return None where nothing is at a path, else something that changes when what is there does."""
         ...

@@ -13,10 +13,17 @@ from mirrorfs.leg.base import Leg, Opener
 @contextmanager
 def deadline(leg: Leg, seconds: float) -> Iterator[None]:
     """Bound the calls on a leg that are made in the body.  Raises Refused(ETIMEDOUT)."""
+    with fail_in_time(leg.path, seconds):
+        yield
+
+
+@contextmanager
+def fail_in_time(path: str, seconds: float) -> Iterator[None]:
+    """Bound what a path may keep the body waiting for.  Raises Refused(ETIMEDOUT)."""
     with trio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
-        raise Refused(errno.ETIMEDOUT, f'{leg.path} did not answer within {seconds:g} s')
+        raise Refused(errno.ETIMEDOUT, f'{path} did not answer within {seconds:g} s')
 
 
 async def open_in_time(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from mirrorfs import limits
 from mirrorfs.errors import BadMetadata, Refused
+from mirrorfs.leg.admission import look
 from mirrorfs.leg.opening import read_mark, read_super
 from mirrorfs.metadata import wibm
 from mirrorfs.metadata.spare import SpareMark
@@ -71,11 +72,13 @@ def _files(folder: str, depth: int) -> Iterator[str]:
 def _look(path: str, found: dict[tuple[int, int], Seen | Spotted], *, named: bool) -> None:
     """Add the leg or spare at a path, if it is one.  Raises Refused(EINVAL), OSError for what was named."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        seen = look(path)
+        try:
+            fd = os.open(f'/proc/self/fd/{seen}', os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        finally:
+            os.close(seen)
         try:
             info = os.fstat(fd)
-            if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
-                raise BadMetadata('neither a regular file nor a block device')
             identity = (-1, info.st_rdev) if stat.S_ISBLK(info.st_mode) else (info.st_dev, info.st_ino)
             found.setdefault(identity, _read(path, fd))
         finally:
@@ -83,7 +86,7 @@ def _look(path: str, found: dict[tuple[int, int], Seen | Spotted], *, named: boo
     except BadMetadata as bad:
         if named:
             raise Refused(errno.EINVAL, f'{path} is no leg: {bad}') from None
-    except OSError:
+    except (OSError, Refused):
         if named:
             raise
 

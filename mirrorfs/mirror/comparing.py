@@ -118,6 +118,11 @@ class Scrub:
     def but(self, **changes: Any) -> 'Scrub':
         return replace(self, **changes)
 
+    def outvoted(self, slot: int) -> tuple[int, int]:
+        """Return in how many listed places, and bytes, a slot's copy is not what most legs hold."""
+        against = [one for one in self.listed if one.majority in (one.others(slot) or ())]
+        return len(against), sum(one.length for one in against)
+
     def begin(self, action: str, source: uuid.UUID | None) -> 'Scrub':
         """A new pass, from `sync_min` on.  What lies below stays listed.  Refused(EBUSY) during one."""
         self._refuse_during_a_pass()

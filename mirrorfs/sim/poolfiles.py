@@ -63,6 +63,9 @@ class SimFiles:
     def is_file(self, path: Path) -> bool:
         return str(path) in self.visible
 
+    def mode(self, path: Path) -> int:
+        return 0o600
+
     def read(self, path: Path) -> bytes:
         try:
             return self.visible[str(path)].visible

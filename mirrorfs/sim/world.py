@@ -238,6 +238,9 @@ class World:
         disk.holder = leg = CrashLeg(disk, self.hook, sharing=self.sharing)
         return leg, created
 
+    async def admit(self, path: str) -> None:
+        """Nothing is mounted."""
+
     async def probe(self, path: str) -> object:
         await trio.lowlevel.checkpoint()
         name = path.rsplit('/', 1)[-1]

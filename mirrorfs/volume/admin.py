@@ -18,6 +18,7 @@ from mirrorfs.mirror import membership, naming
 from mirrorfs.mirror.badblocks import BLOCK
 from mirrorfs.mirror.change import Change
 from mirrorfs.mirror.formatting import format_leg
+from mirrorfs.mirror.member import Member
 from mirrorfs.model import LegState, Slot, VolumeRecord
 from mirrorfs.volume.claiming import SharedSpares, offered, take_shared
 from mirrorfs.volume.creation import check_new_leg
@@ -108,21 +109,27 @@ class Admin:
             first = sector * limits.SECTOR // BLOCK
             end = -(-(sector + count) * limits.SECTOR // BLOCK)
             offset, length = first * BLOCK, min(end * BLOCK, size) - first * BLOCK
+            self._refuse_to_list(slot, Change(offset, length))
             async with volume.exclusive(*volume.chunks_of(offset, length)):
                 await volume.keeper.open_session()
                 await volume.make_equal(*volume.chunks_of(offset, length))
                 await self._list_bad(slot, offset, length)
                 volume.cache.changed(offset, length)
 
-    async def _list_bad(self, slot: int, offset: int, length: int) -> None:
-        volume, keeper = self._volume, self._volume.keeper
-        member = keeper.members.get(slot)
+    def _refuse_to_list(self, slot: int, held: Change) -> Member:
+        """Return the leg that may lack a range from now on.  Raises Refused(EBUSY) where others need it."""
+        volume = self._volume
+        member = volume.keeper.members.get(slot)
         if member is None:
             raise Refused(errno.EBUSY, f'leg {self._record.place(slot)} of {volume.name} is not in use')
-        held = Change(offset, length)
         if volume.narrower.unheld(held, without=slot):
             message = f'no other leg of {volume.name} in sync has all of that'
             raise Refused(errno.EBUSY, message)
+        return member
+
+    async def _list_bad(self, slot: int, offset: int, length: int) -> None:
+        volume, keeper = self._volume, self._volume.keeper
+        member = self._refuse_to_list(slot, Change(offset, length))  # legs may have left just now
         if await volume.narrower.give_up_blocks(member, offset, length):
             most = limits.BAD_BLOCKS_MAX
             raise Refused(errno.ENOSPC, f'the list of {member.leg.path} has its {most} entries already')
@@ -503,20 +510,26 @@ class Admin:
             keeper = self._volume.keeper
             if keeper.record.has(LegState.SPLIT):
                 raise Refused(errno.EBUSY, f'{self._volume.name} has a leg split off; merge it first')
+            self._refuse_to_have(count)
             await keeper.open_session()
-            there = keeper.record.raid_disks - membership.shortage(keeper.record)
-            if count < there:
-                message = f'{self._volume.name} has {there} legs; fail and remove some before it has {count}'
-                raise Refused(errno.EBUSY, message)
-            if count < keeper.record.quorum:
-                wanted = f'writes to {self._volume.name} need {keeper.record.quorum} legs'
-                raise Refused(errno.EBUSY, f'{wanted}; lower its quorum first')
+            self._refuse_to_have(count)  # a leg may have come back just now
             if count == keeper.record.raid_disks:
                 return
             keeper.record = membership.resize(keeper.record, count)
             await keeper.settle()
             await self._volume.forget_modified()
         self.hurry.set()
+
+    def _refuse_to_have(self, count: int) -> None:
+        """Raise Refused(EBUSY) where so few legs are fewer than there are, or than writes need."""
+        record = self._record
+        there = record.raid_disks - membership.shortage(record)
+        if count < there:
+            message = f'{record.name} has {there} legs; fail and remove some before it has {count}'
+            raise Refused(errno.EBUSY, message)
+        if count < record.quorum:
+            wanted = f'writes to {record.name} need {record.quorum} legs'
+            raise Refused(errno.EBUSY, f'{wanted}; lower its quorum first')
 
     async def move(self, word: str, path: str) -> None:
         """A leg lies at another path, or shall: a file of the same filesystem is moved there.
@@ -525,6 +538,7 @@ class Admin:
         where a leg that is away is not what lies there.
         """
         path = os.path.abspath(path)
+        await self._opener.admit(path)
         async with self._turn:
             slot = self.find(word)
             keeper = self._volume.keeper

@@ -14,6 +14,7 @@ from mirrorfs.errors import Refused
 from mirrorfs.intent.log import IntentLog
 from mirrorfs.intent.states import UNWRITTEN, UNZEROED
 from mirrorfs.leg.base import Leg, Opener
+from mirrorfs.leg.patience import fail_in_time, open_in_time
 from mirrorfs.metadata import logfile, wibm
 from mirrorfs.mirror.formatting import format_leg
 from mirrorfs.mirror.logfile import format_log_file, open_for_log
@@ -87,10 +88,11 @@ async def create(request: Request, opener: Opener, settings: Settings) -> Volume
     try:
         if request.log_path:
             size = logfile.new_layout(request.size, chunk).size
-            outside.append(await open_for_log(opener, request.log_path, size, force=request.force))
+            with fail_in_time(request.log_path, settings.leg_timeout):
+                outside.append(await open_for_log(opener, request.log_path, size, force=request.force))
         for path in request.legs:
             if path != MISSING:
-                opened.append(await opener.open(path, create_size=needed))
+                opened.append(await open_in_time(opener, path, settings.leg_timeout, create_size=needed))
                 await check_new_leg(opener, *opened[-1], needed, force=request.force)
         legs, logs = [leg for leg, _ in opened], [leg for leg, _ in outside]
         record = await _format(request, chunk, layout, legs, logs, settings)

@@ -13,12 +13,13 @@ import uuid
 import trio
 
 from mirrorfs.errors import Refused
-from mirrorfs.intent.states import DIRTY, UNWRITTEN
+from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN
 from mirrorfs.leg.base import Leg, Opener
 from mirrorfs.metadata import logfile
 from mirrorfs.mirror import membership
 from mirrorfs.mirror.logfile import LogFile, format_log_file, let_go, open_for_log
-from mirrorfs.model import NO_UUID, VolumeRecord
+from mirrorfs.model import NO_UUID, LegState, VolumeRecord
+from mirrorfs.units import format_size
 from mirrorfs.volume.volume import Volume
 
 NONE, INTERNAL = 'none', 'internal'
@@ -29,6 +30,20 @@ def place_of(record: VolumeRecord) -> str:
     if not record.logged:
         return NONE
     return record.log_path if record.log_is_outside else INTERNAL
+
+
+def refuse_to_forget(volume: Volume) -> None:
+    """Raise Refused(EBUSY) where legs are away that need but what changed, which only a log can tell."""
+    record, log = volume.record, volume.log
+    away = record.where(LegState.FAULTY, LegState.MISSING, LegState.SPLIT)
+    tracked = [record.slots[slot].path for slot in away if record.slots[slot].tracked_since]
+    if tracked and record.logged:
+        written = min((len(log) - log.count(UNWRITTEN)) * record.chunk_size, record.size)
+        changed = min(log.count(MODIFIED) * record.chunk_size, written)
+        lost = f'with no log all {format_size(written)} would be copied when they are back'
+        lost += f', not the {format_size(changed)} that changed'
+        legs = ', '.join(tracked)
+        raise Refused(errno.EBUSY, f'away from {record.name}: {legs}; {lost}; say force to do it')
 
 
 async def move_log(volume: Volume, opener: Opener, place: str, *, force: bool = False) -> None:
