@@ -3,8 +3,9 @@
 
 As /sbin/mount.mirrorfs they serve ``mount -t mirrorfs``, as /sbin/mount.fuse.mirrorfs ``mount -t
 fuse.mirrorfs``.  Where the second is not there, mount(8) has fuse3's helper run ``mirrorfs SOURCE DIR -o
-WORDS``, which is us, too.  umount(8) looks for /sbin/umount.fuse.mirrorfs; without it, it calls umount(2) itself,
-and nobody waits for the daemon to stop.  Exit codes are mount(8)'s: 0 done, 1 usage, 2 system error, 32 failed.
+WORDS``, which is us, too.  umount(8) looks for /sbin/umount.fuse.mirrorfs; without it, it calls umount(2)
+itself, and nobody waits for the daemon to stop.  Exit codes are mount(8)'s: 0 done, 1 usage, 2 system error,
+32 failed.
 """
 
 import argparse
