@@ -238,7 +238,7 @@ def setting(unit: str, name: str) -> list[str]:
 
 
 class Service:
-    """mirrorfs@.service as systemd runs it: its environment file, its commands, what it takes away from root."""
+    """mirrorfs@.service as systemd runs it: environment file, commands, what it takes away from root."""
 
     def __init__(self, pool: MountedPool, manager: Manager) -> None:
         self.env = {**os.environ, 'NOTIFY_SOCKET': manager.address, 'WATCHDOG_USEC': '30000000'}

@@ -32,7 +32,7 @@ _DAEMON = 3 << 3
 """The facility of syslog(3)."""
 _PIECE = select.PIPE_BUF
 """A stream that can be written to takes so many bytes without waiting."""
-_PATIENCE = 1.0
+_PATIENCE = 0.5
 """Seconds until the next try; and what the end of the daemon waits for its log."""
 
 
@@ -104,6 +104,8 @@ class Syslog:
         """Connect.  Raises OSError if nobody listens."""
         self._path = path
         self._socket = self._connect()
+        self._heard = True
+        """Whether somebody listens, as far as we know."""
 
     def _connect(self) -> socket.socket:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -133,12 +135,18 @@ class Syslog:
             self._socket.close()
             self._socket = fresh
             fresh.send(piece, socket.MSG_DONTWAIT)
+            self._heard = True
         except OSError:
-            return False
-        return True
+            self._heard = False
+        return self._heard
 
     def wait(self) -> None:
-        time.sleep(_PATIENCE / 10)
+        if not self._heard:
+            time.sleep(_PATIENCE)
+            return
+        room = select.poll()
+        room.register(self._socket, select.POLLOUT)
+        room.poll(_PATIENCE * 1000)
 
 
 class LogFile:
