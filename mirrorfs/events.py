@@ -26,6 +26,7 @@ _LEVELS = {
     'SparesMissing': logging.WARNING,
     'StaleLeg': logging.WARNING,
     'ReadError': logging.WARNING,
+    'BadBlocks': logging.WARNING,
     'RebuildFinished': logging.WARNING,
     'FailSpare': logging.ERROR,
     'Warning': logging.WARNING,

@@ -135,5 +135,12 @@ STREAM_PAST_CACHE = 16 << 20
 """After so many bytes of a stream that were not in the page cache so many are read past it."""
 LANE_STUCK = 0.25
 """A lane that is this long in one leg call is replaced."""
+LOG_WAITING_MAX = 1000
+"""Pieces of the log that wait for who takes it."""
+LOG_LINE_MAX = 64 << 10
+STATUS_LINE_MAX = 512
+"""Characters of the line that the service manager is told."""
+ANSWER_PATIENCE = 60.0
+"""How long a mount may take until it answers for the first time."""
 STOP_PATIENCE = 60.0
 """How long a stopping daemon waits for requests in flight before it gives up."""

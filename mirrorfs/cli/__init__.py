@@ -5,7 +5,19 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import assemble, create, examine, legs, log, mount, scrub, settings, spare, status
+from mirrorfs.cli import (
+    assemble,
+    create,
+    examine,
+    legs,
+    log,
+    mount,
+    mounthelpers,
+    scrub,
+    settings,
+    spare,
+    status,
+)
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -56,6 +68,8 @@ for command in (
 
 def main() -> None:
     """Run the command line; no traceback reaches a user without --debug."""
+    if mounthelpers.is_meant(sys.argv[1:], cli.commands):
+        sys.exit(mounthelpers.mount(sys.argv[1:]))
     try:
         code = cli.main(prog_name='mirrorfs', standalone_mode=False)
     except click.exceptions.Abort:

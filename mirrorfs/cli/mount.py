@@ -1,7 +1,6 @@
 """mount and umount."""
 
 import errno
-import fcntl
 import os
 import sys
 
@@ -10,6 +9,19 @@ import click
 from mirrorfs.cli.common import POOL, Place, find, wait_until
 from mirrorfs.errors import Refused
 from mirrorfs.fs import daemon, mounting
+from mirrorfs.fs.options import describe, parse_options
+
+STOP_SECONDS = 120
+"""How long an unmount waits for the daemon; it goes on stopping after that."""
+
+
+def _words(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    """Return the words of all -o; prints what there are if one is `help`."""
+    words = [word for value in values for word in value.split(',')]
+    if 'help' in words:
+        click.echo(describe())
+        context.exit()
+    return words
 
 
 @click.command()
@@ -17,14 +29,12 @@ from mirrorfs.fs import daemon, mounting
 @click.argument('mountpoint', type=Place())
 @click.option('-f', '--foreground', is_flag=True, help='stay in the foreground')
 @click.option(
-    '-o', 'options', multiple=True, help='mount options: allow_other, cache=auto, leg_timeout=SECONDS, …'
+    '-o', 'options', multiple=True, callback=_words, is_eager=True, help='mount options; -o help lists them'
 )
 @click.option('--force', multiple=True, metavar='NAME', help='start NAME although its legs may be stale')
-def mount(
-    pool: str, mountpoint: str, foreground: bool, options: tuple[str, ...], force: tuple[str, ...]
-) -> None:
+def mount(pool: str, mountpoint: str, foreground: bool, options: list[str], force: tuple[str, ...]) -> None:
     """Mount POOL on MOUNTPOINT; returns when the mount answers."""
-    parsed = mounting.parse_options(','.join(options))
+    parsed = parse_options(','.join(options))
     parsed.force.extend(force)
     target = find(pool)
     target.directory.require()
@@ -35,28 +45,25 @@ def mount(
 @click.command()
 @POOL
 @click.option('-l', '--lazy', is_flag=True, help='detach now, stop when the last file is closed')
-def umount(pool: str, lazy: bool) -> None:
+@click.option('--dead', is_flag=True, help='only if its daemon has died; else leave it alone')
+def umount(pool: str, lazy: bool, dead: bool) -> None:
     """Unmount POOL and wait until its daemon has stopped cleanly."""
     target = find(pool)
-    if target.mountpoint is None:
-        for known in mounting.mounts():
-            if known.pool == str(target.directory.path):
-                mounting.unmount(known.mountpoint, lazy=True)
-                click.echo('its daemon had died; the next mount resyncs what was dirty', err=True)
-                return
+    if target.mountpoint is not None:
+        if not dead:
+            leave(str(target.directory.path), str(target.mountpoint), lazy=lazy)
+        return
+    for known in mounting.mounts():
+        if known.pool == str(target.directory.path):
+            mounting.unmount(known.mountpoint, lazy=True)
+            click.echo('its daemon had died; the next mount resyncs what was dirty', err=True)
+            return
+    if not dead:
         raise Refused(errno.EINVAL, f'{target.directory.path} is not mounted')
-    mounting.unmount(str(target.mountpoint), lazy=lazy)
-    if not lazy:
-        lock = target.directory.path / 'lock'
-        wait_until(lambda: _is_free(str(lock)), 120, 'the daemon is still stopping')
 
 
-def _is_free(path: str) -> bool:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+def leave(pool: str, mountpoint: str, *, lazy: bool) -> None:
+    """Unmount and, unless lazily, wait until the daemon has stopped.  Raises Refused: EBUSY, ETIMEDOUT."""
+    mounting.unmount(mountpoint, lazy=lazy)
+    if not lazy and os.access(os.path.join(pool, 'lock'), os.W_OK):
+        wait_until(lambda: mounting.is_unserved(pool), STOP_SECONDS, 'the daemon is still stopping')

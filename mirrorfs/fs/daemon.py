@@ -1,11 +1,12 @@
 """The daemon: one pool, one mount, from start to clean stop.
 
 It stops when the file system is unmounted, and on SIGTERM or SIGINT (a second one aborts).  Stopping means:
-no more requests, everything flushed, the logs clean, exit code 0.
+no more requests, everything flushed, the logs clean, exit code 0.  SIGUSR1 has it say where its threads are.
 
 It never asks its own mount anything.  A thread that waits for an answer of the mount cannot be killed while
 the FUSE descriptor is open, which it is until all threads have ended: SIGKILL would leave a daemon that never
-ends, and a mount that hangs.  So whether the mount answers is found out by the process that forked us.
+ends, and a mount that hangs.  So whether the mount answers is found out by another process: the one that
+forked us, or, for the service manager, one that we fork and that keeps nothing open.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import errno
 import faulthandler
 import gc
 import logging
-import logging.handlers
 import os
 import signal
 import sys
@@ -28,11 +28,14 @@ from mirrorfs import limits
 from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.events import EventLog
-from mirrorfs.fs import mounting
+from mirrorfs.fs import logs, mounting
 from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.images import Images
 from mirrorfs.fs.names import Names
+from mirrorfs.fs.notify import ServiceManager
+from mirrorfs.fs.options import Options, OptionWords, parse_options
 from mirrorfs.fs.pagecache import PageCaches
+from mirrorfs.fs.reporting import report
 from mirrorfs.fs.tree import Tree
 from mirrorfs.leg.direct import DirectLegs
 from mirrorfs.leg.opening import FileOpener
@@ -49,18 +52,22 @@ _WORKERS = 16
 class Daemon:
     """Runs one mounted pool under trio."""
 
-    def __init__(self, directory: PoolDirectory, mountpoint: str, options: mounting.Options) -> None:
+    def __init__(self, directory: PoolDirectory, mountpoint: str, options: Options) -> None:
         self._directory = directory
         self._mountpoint = mountpoint
         self._options = options
+        self._manager = ServiceManager()
         self._stop = trio.Event()
         self._unmounted = False
         self.clean = True
+        self.failure: Refused | None = None
+        """Why it stopped by itself, if it did."""
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Mount and serve; `ready` is called when requests begin to be answered.  Raises Refused."""
         events = EventLog()
         settings = Settings(self._options.leg_timeout)
+        self._manager.tell('STATUS=starting')
         pool = Pool(self._directory, self._opener(events), events, settings)
         fuse = mounting.mount(str(self._directory.path), self._mountpoint, self._options)
         try:
@@ -97,7 +104,10 @@ class Daemon:
                 _let_the_lane_run()
                 gateway.start()
                 nursery.start_soon(self._announce, gateway, ready)
+                if self._manager:
+                    nursery.start_soon(self._report, gateway, pool)
                 await self._stop.wait()
+                self._manager.tell('STOPPING=1')
                 self.clean = await pool.stop()
                 self._unmount()
                 gateway.close()
@@ -126,6 +136,29 @@ class Daemon:
     async def _announce(self, gateway: Gateway, ready: Callable[[], None]) -> None:
         await gateway.initialised.wait()
         ready()
+        if self._manager:
+            await self._tell_manager()
+
+    async def _tell_manager(self) -> None:
+        """Say that we are ready once the mount answers; stop if it does not."""
+        try:
+            with trio.fail_after(limits.ANSWER_PATIENCE):
+                while code := await trio.to_thread.run_sync(
+                    mounting.ask, self._mountpoint, abandon_on_cancel=True
+                ):
+                    if code != errno.ETIMEDOUT:
+                        raise Refused(code, f'{self._mountpoint} does not answer: {os.strerror(code)}')
+            while not self._manager.tell('READY=1'):
+                await trio.sleep(0.1)
+        except trio.TooSlowError:
+            self.failure = Refused(errno.ETIMEDOUT, f'{self._mountpoint} does not answer')
+        except Refused as refusal:
+            self.failure = refusal
+        if self.failure:
+            self._stop.set()
+
+    async def _report(self, gateway: Gateway, pool: Pool) -> None:
+        await report(self._manager, pool.entries.values, gateway.is_serving)
 
     def _on_unmount(self) -> None:
         self._unmounted = True
@@ -140,11 +173,17 @@ class Daemon:
                 log.warning('%s', refusal)
 
     async def _signals(self) -> None:
+        """Stop on the first signal, abort on the second.
+
+        One that comes while we stop after an unmount is a first one: the machine goes down, for example.
+        """
+        asked = False
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for number in received:
-                if self._stop.is_set():
+                if asked:
                     log.error('second signal: stopping at once, legs will be resynced')
                     os._exit(EXIT_SYSTEM)
+                asked = True
                 log.info('stopping on %s', signal.Signals(number).name)
                 self._stop.set()
 
@@ -177,7 +216,7 @@ def _plant_faults(names: Names, gateway: Gateway) -> None:
         gateway.fault = raise_in_lane
 
 
-def serve(pool: str, mountpoint: str, options: mounting.Options, ready: Callable[[], None]) -> int:
+def serve(pool: str, mountpoint: str, options: Options, ready: Callable[[], None]) -> int:
     """Run the daemon in this process until it is unmounted or told to stop; return the exit code."""
     os.umask(limits.UMASK)
     directory = PoolDirectory(pool)
@@ -185,7 +224,7 @@ def serve(pool: str, mountpoint: str, options: mounting.Options, ready: Callable
     real = mounting.check_mountpoint(mountpoint)
     if Path(real) == directory.path or Path(real) in directory.path.parents:
         raise Refused(errno.EINVAL, f'{mountpoint} would hide the pool itself; mount elsewhere')
-    directory.lock()
+    _hold(directory)
     daemon = Daemon(directory, real, options)
 
     try:
@@ -197,7 +236,20 @@ def serve(pool: str, mountpoint: str, options: mounting.Options, ready: Callable
         raise _first(refusal) from None
     finally:
         directory.unlock()
+    if daemon.failure:
+        raise daemon.failure
     return EXIT_OK if daemon.clean else EXIT_SYSTEM
+
+
+def _hold(directory: PoolDirectory) -> None:
+    """Lock a pool.  Raises Refused: EBUSY with who has it, and where it is mounted."""
+    try:
+        directory.lock()
+    except Refused as refusal:
+        where = [mount.mountpoint for mount in mounting.mounts() if mount.pool == str(directory.path)]
+        if refusal.errno != errno.EBUSY or not where:
+            raise
+        raise Refused(errno.EBUSY, f'{refusal}; it is mounted already, on {where[-1]}') from None
 
 
 def _first(group: BaseException) -> BaseException:
@@ -206,30 +258,16 @@ def _first(group: BaseException) -> BaseException:
     return group
 
 
-def _log_to(handler: logging.Handler, debug: bool) -> None:
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    handler.setFormatter(logging.Formatter('mirrorfs[%(process)d]: %(levelname)s: %(message)s'))
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG if debug else logging.INFO)
-
-
-def _background_log(pool: str) -> logging.Handler:
-    """Return where a daemon in the background logs: syslog, else a file of bounded size in the pool."""
-    if os.path.exists('/dev/log'):
-        return logging.handlers.SysLogHandler('/dev/log')
-    file = Path(pool) / 'log'
-    try:
-        return logging.handlers.RotatingFileHandler(file, maxBytes=1 << 20, backupCount=1)
-    except OSError as error:
-        raise Refused(error.errno or errno.EIO, f'cannot log to {file}: {error.strerror}') from None
-
-
-def run_in_foreground(pool: str, mountpoint: str, options: mounting.Options) -> int:
-    """Serve until stopped, logging to stderr; return the exit code."""
-    _log_to(logging.StreamHandler(), options.debug)
+def _show_threads_when_asked() -> None:
+    """Have SIGUSR1 say where each thread is, and the SIGABRT of a watchdog, too."""
+    faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def run_in_foreground(pool: str, mountpoint: str, options: Options) -> int:
+    """Serve until stopped, logging to stderr; return the exit code."""
+    logs.log_to(logs.in_foreground(), debug=options.debug)
+    _show_threads_when_asked()
     try:
         return serve(pool, mountpoint, options, lambda: log.info('%s is mounted on %s', pool, mountpoint))
     except Refused as refusal:
@@ -237,7 +275,7 @@ def run_in_foreground(pool: str, mountpoint: str, options: mounting.Options) -> 
         return EXIT_MOUNT
 
 
-def run_in_background(pool: str, mountpoint: str, options: mounting.Options) -> int:
+def run_in_background(pool: str, mountpoint: str, options: Options) -> int:
     """Serve in a child; return 0 when its mount answers, else its exit code after its message."""
     ours, theirs = os.pipe()
     if pid := os.fork():
@@ -249,11 +287,13 @@ def run_in_background(pool: str, mountpoint: str, options: mounting.Options) -> 
     try:
         os.umask(limits.UMASK)
         PoolDirectory(pool).require()  # before a log is begun in what is none
-        _log_to(_background_log(pool), options.debug)
+        logs.log_to(logs.in_background(pool), debug=options.debug)
+        _show_threads_when_asked()
         null = os.open(os.devnull, os.O_RDWR)
+        left = (0, 1) if logs.stderr_is_the_journal() else (0, 1, 2)
 
         def ready() -> None:
-            for fd in (0, 1, 2):
+            for fd in left:
                 os.dup2(null, fd)
             os.write(theirs, b'\0')
             os.close(theirs)
@@ -284,6 +324,7 @@ def _await_child(pid: int, pipe: int, mountpoint: str) -> int:
         if said == b'\0':
             try:
                 os.stat(mountpoint)
+                ServiceManager().tell(f'MAINPID={pid}', 'READY=1')
                 return EXIT_OK
             except OSError as error:
                 said = f'{mountpoint} is mounted but does not answer: {error.strerror}'.encode()
@@ -303,11 +344,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('pool', help='the pool: a directory')
     parser.add_argument('mountpoint', help='the directory to mount on')
     parser.add_argument('-f', '--foreground', action='store_true', help='stay in the foreground')
-    parser.add_argument('-o', dest='options', action='append', default=[], help='mount options')
+    parser.add_argument('-o', dest='options', action=OptionWords, default=[], help='mount options; or help')
     parser.add_argument('--version', action='version', version=f'mirrorfs {mirrorfs.__version__}')
     try:
         asked = parser.parse_args(arguments)
-        options = mounting.parse_options(','.join(asked.options))
+        options = parse_options(','.join(asked.options))
     except argparse.ArgumentError as error:
         print(f'mount.py: {error}', file=sys.stderr)
         return EXIT_USAGE

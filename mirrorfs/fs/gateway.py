@@ -77,6 +77,10 @@ class Gateway:
         self.lane.start()
         self.system.start('relay', self._relay)
 
+    def is_serving(self) -> bool:
+        """Whether somebody takes requests; see `watch` for one that hangs."""
+        return self.lane.is_alive()
+
     def close(self) -> None:
         """Stop: the lane ends once it is idle, the relay at once; pyfuse3 sees the end of its requests.
 

@@ -130,6 +130,10 @@ class Lane:
     def start(self) -> None:
         self._thread = self.gateway.system.start('lane', self._run)
 
+    def is_alive(self) -> bool:
+        """Whether its thread was started and has not ended, whatever it may hang in."""
+        return self._thread is not None and self._thread.is_alive()
+
     def join(self, seconds: float) -> None:
         """Wait until the lane has ended, or it becomes clear that it hangs."""
         if self._thread:

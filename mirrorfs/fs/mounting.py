@@ -1,6 +1,6 @@
 """Mounting and unmounting: a FUSE descriptor from mount(2) for root, from fusermount3 for other users.
 
-Also what is known of mounts from /proc/self/mountinfo, and the option words that mount(8) and fstab pass.
+Also what is known of mounts from /proc/self/mountinfo.  The option words are in `mirrorfs.fs.options`.
 """
 
 import array
@@ -13,83 +13,18 @@ import signal
 import socket
 import stat
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from mirrorfs import limits
 from mirrorfs.errors import Refused
+from mirrorfs.fs.options import Options
 
 FSTYPE = 'fuse.mirrorfs'
 _libc = ctypes.CDLL(None, use_errno=True)
-_MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_FORCE, _MNT_DETACH = 1, 2
 _PATIENCE = 3.0
 """Seconds after which a mount that does not answer may be one that nobody serves."""
 _LINKS_MAX = 40
-_IGNORED = frozenset(
-    'user nouser users auto noauto defaults nofail _netdev group owner atime noatime relatime norelatime '
-    'strictatime nostrictatime diratime nodiratime lazytime nolazytime rw suid nosuid dev nodev exec noexec '
-    'sync async default_permissions'.split()
-)
-
-CACHE_MODES = ('none', 'auto')
-
-
-@dataclass(slots=True)
-class Options:
-    """The -o words of a mount."""
-
-    allow_other: bool = False
-    direct_legs: bool = False
-    """Whether legs are read and written past the page cache."""
-    leg_timeout: float = limits.LEG_TIMEOUT
-    """Seconds after which a leg that does not answer while others do is failed."""
-    lane_poll: float = limits.LANE_POLL
-    """Seconds that the data lane goes on polling after a request before it sleeps."""
-    force: list[str] = field(default_factory=list)
-    """Volumes to start from the best leg at hand although it may be stale."""
-    cached: bool = False
-    """Whether the kernel keeps what is read of images in its page cache."""
-    debug: bool = False
-
-
-def parse_options(text: str) -> Options:
-    """Return what comma-separated words mean; values are at the first ``=``.  Raises Refused(EINVAL)."""
-    options = Options()
-    for word in filter(None, text.split(',')):
-        name, _, value = word.partition('=')
-        if name in _IGNORED or name.startswith('x-') or name == 'comment':
-            continue
-        match name:
-            case 'allow_other':
-                options.allow_other = True
-            case 'debug':
-                options.debug = True
-            case 'cache':
-                if value not in CACHE_MODES:
-                    raise Refused(errno.EINVAL, f'{word!r}: wanted is {" or ".join(CACHE_MODES)}')
-                options.cached = value == 'auto'
-            case 'force' if value:
-                options.force.append(value)
-            case 'leg_timeout':
-                options.leg_timeout = _seconds(word, value, limits.LEG_TIMEOUT_MIN, 3600)
-            case 'lane_poll':
-                options.lane_poll = _seconds(word, value, 0, 0.01)
-            case 'direct_legs' if not value:
-                options.direct_legs = True
-            case _:
-                raise Refused(errno.EINVAL, f'unknown mount option {word!r}')
-    return options
-
-
-def _seconds(word: str, value: str, least: float, most: float) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1
-    if not least <= seconds <= most:
-        raise Refused(errno.EINVAL, f'{word!r}: wanted is a number of seconds from {least:g} to {most:g}')
-    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +101,15 @@ def is_dead(mount: Mount) -> bool:
     A mount that does not answer, and whose pool nobody holds, is aborted: then all who wait for it get an
     error.  It is dead, too.
     """
-    code = _ask(mount.mountpoint)
-    if code is None and _is_unserved(mount.pool):
+    code = ask(mount.mountpoint)
+    if code == errno.ETIMEDOUT and is_unserved(mount.pool):
         _abort(mount.mountpoint)
         return True
     return code in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-def _ask(mountpoint: str) -> int | None:
-    """Stat a mount and return the errno, or None if there is no answer.
+def ask(mountpoint: str) -> int:
+    """Stat a mount and return the errno: 0 if it answers, ETIMEDOUT if it does not within 3 s.
 
     A process of its own does it: one that hangs there may be impossible to kill, so nobody waits for it, and
     it keeps nothing open.
@@ -197,12 +132,12 @@ def _ask(mountpoint: str) -> int | None:
         os.close(ended)
     if not answered:
         os.kill(pid, signal.SIGKILL)
-        return None
+        return errno.ETIMEDOUT
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def _is_unserved(pool: str) -> bool:
+def is_unserved(pool: str) -> bool:
     """Whether it is certain that no daemon holds a pool."""
     try:
         fd = os.open(os.path.join(pool, 'lock'), os.O_RDWR | os.O_CLOEXEC)
@@ -273,8 +208,8 @@ def _mount_directly(pool: str, mountpoint: str, options: Options) -> int:
     words = f'fd={fd},rootmode={stat.S_IFDIR:o},user_id=0,group_id=0,default_permissions'
     if options.allow_other:
         words += ',allow_other'
-    flags = _MS_NOSUID | _MS_NODEV
-    if _libc.mount(os.fsencode(pool), os.fsencode(mountpoint), FSTYPE.encode(), flags, words.encode()):
+    there, kind = os.fsencode(mountpoint), FSTYPE.encode()
+    if _libc.mount(os.fsencode(pool), there, kind, options.flags, words.encode()):
         code = ctypes.get_errno()
         os.close(fd)
         raise Refused(code, f'cannot mount on {mountpoint}: {os.strerror(code)}')
@@ -284,7 +219,7 @@ def _mount_directly(pool: str, mountpoint: str, options: Options) -> int:
 def _mount_by_helper(pool: str, mountpoint: str, options: Options) -> int:
     """Have fusermount3 mount and send us the descriptor, as libfuse does (lib/mount.c)."""
     escaped = pool.replace('\\', '\\\\').replace(',', '\\,')
-    words = f'fsname={escaped},subtype=mirrorfs,default_permissions'
+    words = ','.join([f'fsname={escaped}', 'subtype=mirrorfs', 'default_permissions', *options.flag_words])
     if options.allow_other:
         words += ',allow_other'
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -17,6 +17,8 @@ class Running(Protocol):
 
     def join(self, timeout: float | None = None) -> None: ...
 
+    def is_alive(self) -> bool: ...
+
 
 class Poller(Protocol):
     """Waits until a descriptor can be read."""

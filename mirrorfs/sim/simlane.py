@@ -441,6 +441,9 @@ class SimThread:
         while not self._thread.done and self._thread.blocked is None:
             self._thread.advance(100)
 
+    def is_alive(self) -> bool:
+        return not self._thread.done
+
 
 class SimQueue:
     """Hands things from one thread in lockstep to another."""
