@@ -28,4 +28,5 @@ class Place:
 
 
 Reader = Callable[[Place], str]
+SlowReader = Callable[[Place], Awaitable[str]]
 Action = Callable[[Place, list[str]], Awaitable[None]]
