@@ -31,7 +31,6 @@ _FLAGS = ALL + 1
 Counts = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.intp]
 Table = npt.NDArray[np.uint8]
-_NONE: Numbers = np.empty(0, np.intp)
 
 
 def _table(of: Callable[[int], int]) -> Table:
@@ -83,7 +82,7 @@ class Row:
     below: Table
     above: Table
     mark: int = 0
-    special: Numbers = _NONE
+    special: Numbers = field(default_factory=lambda: np.empty(0, np.intp))
     worse: Table = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def counts(self, first: int, flags: Table, per_cell: int, by_flags: Counts) -> Counts:
@@ -186,7 +185,9 @@ def count(rows: Sequence[Row], first: int, flags: Table, per_cell: int) -> Count
     return np.stack([row.counts(first, flags, per_cell, by_flags) for row in rows])
 
 
-def as_json(head: Mapping[str, object], legs: Sequence[Mapping[str, object]], counts: Counts) -> Iterator[str]:
+def as_json(
+    head: Mapping[str, object], legs: Sequence[Mapping[str, object]], counts: Counts
+) -> Iterator[str]:
     """Yield the JSON text of a map in pieces, each the work of a few milliseconds at most.
 
     `counts`: int64 [1 + legs, cells, STATES].  States that nothing is in are left out, and so are the counts

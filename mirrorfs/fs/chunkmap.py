@@ -1,4 +1,4 @@
-"""The control file ``map.json``: which chunks of a volume are in which state, by cells (`mirrorfs.fs.cells`)."""
+"""The control file ``map.json``: the states of a volume's chunks, by cells (see `mirrorfs.fs.cells`)."""
 
 import numpy as np
 import trio
@@ -9,7 +9,7 @@ from mirrorfs.fs.place import Place
 from mirrorfs.pool import Entry
 
 
-async def chunk_map(place: Place) -> str:
+async def chunk_map(place: Place) -> bytes:
     """Return the map of a volume as JSON; others run in between.  Raises Refused(EIO) if it did not start."""
     started, _ = place.volume.require()
     volume, scrub = started.volume, started.rebuilder.scrub.state
@@ -26,9 +26,9 @@ async def chunk_map(place: Place) -> str:
         await trio.sleep(0)
     text = []
     for piece in cells.as_json(head, legs, np.concatenate(counted, axis=1)):
-        text.append(piece)
+        text.append(piece.encode())
         await trio.sleep(0)
-    return ''.join(text)
+    return b''.join(text)
 
 
 def _leg(entry: Entry, row: cells.Row) -> dict[str, object]:

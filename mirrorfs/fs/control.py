@@ -13,7 +13,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import chunkmap, commands, facts, mdstat
 from mirrorfs.fs.facts import rebuilder, recorded, running
-from mirrorfs.fs.place import Action, Place, Reader, SlowReader
+from mirrorfs.fs.place import Action, Gatherer, Place, Reader
 from mirrorfs.mirror.comparing import UNIT_SECTORS
 from mirrorfs.volume.logplace import place_of
 
@@ -22,23 +22,23 @@ from mirrorfs.volume.logplace import place_of
 class ControlFile:
     """`read` gives the text, `act` does what the words of one write say; None where that cannot be done.
 
-    `slow` gives a text that takes so much time that it must give way in between.
+    `gather` is in the place of `read` where that takes long, and gives way meanwhile.
     """
 
     read: Reader | None = None
     act: Action | None = None
-    slow: SlowReader | None = None
+    gather: Gatherer | None = None
 
     @property
     def mode(self) -> int:
         """Permission bits: everybody with access to the mount may read, the mounting user may write."""
-        return (0o444 if self.read or self.slow else 0) | (0o200 if self.act else 0)
+        return (0o444 if self.read or self.gather else 0) | (0o200 if self.act else 0)
 
-    async def text(self, place: Place) -> str:
-        """Return what the file says now; nothing of one that cannot be read.  Raises Refused."""
-        if self.slow:
-            return await self.slow(place)
-        return self.read(place) if self.read else ''
+    async def text(self, place: Place) -> bytes:
+        """Return what the file says now; nothing where it cannot be read."""
+        if self.gather:
+            return await self.gather(place)
+        return self.read(place).encode() if self.read else b''
 
 
 def parse(data: bytes) -> list[str]:
@@ -112,7 +112,7 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'last_sync_action': ControlFile(running(facts.last_action)),
     'mismatch_cnt': ControlFile(running(lambda e: rebuilder(e).scrub.state.differing * UNIT_SECTORS)),
     'mismatches': ControlFile(facts.mismatches),
-    'map.json': ControlFile(slow=chunkmap.chunk_map),
+    'map.json': ControlFile(gather=chunkmap.chunk_map),
 }
 
 BITMAP_FILES: dict[str, ControlFile] = {

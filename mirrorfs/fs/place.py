@@ -28,5 +28,5 @@ class Place:
 
 
 Reader = Callable[[Place], str]
-SlowReader = Callable[[Place], Awaitable[str]]
+Gatherer = Callable[[Place], Awaitable[bytes]]
 Action = Callable[[Place, list[str]], Awaitable[None]]
