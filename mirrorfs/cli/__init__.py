@@ -7,6 +7,7 @@ import click
 import mirrorfs
 from mirrorfs.cli import assemble, create, examine, legs, log, mount, scrub, settings, spare, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
+from mirrorfs.cli.map import map_
 from mirrorfs.errors import BadMetadata, Refused
 
 
@@ -32,6 +33,7 @@ for command in (
     status.status,
     status.wait,
     status.events,
+    map_,
     legs.add,
     legs.remove,
     legs.fail,

@@ -343,12 +343,12 @@ RULES = (
     ),
     Rule(
         'differ', Level.WARNING, _differing(majority=False),
-        'legs differ in {places} places (.mirrorfs/volumes/{name}/mismatches), and nobody knows which is right',
-        (Step('make the others equal to the leg that you believe', f'mirrorfs repair {_VOLUME} --source LEG'),),
+        'legs differ in {places} places, and nobody knows which is right',
+        (Step('make the others equal to the leg you believe', f'mirrorfs repair {_VOLUME} --source LEG'),),
     ),
     Rule(
         'differ, voted', Level.WARNING, _differing(majority=True),
-        'legs differ in {places} places (.mirrorfs/volumes/{name}/mismatches)',
+        'legs differ in {places} places',
         (
             Step('rewrite them from what most legs hold', f'mirrorfs repair {_VOLUME}'),
             Step('or from one leg', f'mirrorfs repair {_VOLUME} --source LEG'),

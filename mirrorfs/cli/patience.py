@@ -1,4 +1,4 @@
-"""Calls that may hang, as they do on a mount or a disk that does not answer: others need not wait for them."""
+"""Calls that may hang, as on a mount or a disk that does not answer: nobody need wait for them."""
 
 import threading
 from collections.abc import Callable

@@ -14,7 +14,8 @@ _COLOUR = re.compile('\x1b\\[[0-9;]*m')
 
 def size() -> tuple[int, int]:
     """Return the columns and lines of the terminal; 80 and 24 where there is none."""
-    return tuple(shutil.get_terminal_size())
+    columns, lines = shutil.get_terminal_size()
+    return columns, lines
 
 
 def colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> int:

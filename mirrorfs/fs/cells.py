@@ -229,4 +229,5 @@ def merge(counts: Counts, together: int) -> Counts:
 
 def worst(counts: Counts) -> Table:
     """Return the worst state that any chunk of a cell is in (uint8 [cells]).  No cell is empty."""
-    return (len(STATES) - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)).astype(np.uint8)
+    found: Table = (len(STATES) - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)).astype(np.uint8)
+    return found
