@@ -56,6 +56,8 @@ class Rule:
     find: Callable[[Facts], Iterator[Facts]]
     status: str
     steps: tuple[Step, ...] = ()
+    at_rest: bool = False
+    """Whether the steps are taken while the pool is not mounted."""
 
 
 def advise(volume: Facts, pool: str, mountpoint: str | None) -> list[Advice]:
@@ -69,10 +71,17 @@ def advise(volume: Facts, pool: str, mountpoint: str | None) -> list[Advice]:
             values = {**volume, **case, 'pool': pool, 'mountpoint': mountpoint or 'DIR'}
             quoted = {key: shlex.quote(str(value)) for key, value in values.items()}
             steps = tuple(Step(step.why, step.command.format_map(quoted)) for step in rule.steps)
-            if steps and mountpoint is None and rule.level is not Level.BUSY:
-                steps = (Step('mount the pool first', f'mirrorfs mount {quoted["pool"]} DIR'), *steps)
+            if mountpoint is None:
+                steps = _at_rest(rule, steps, quoted['pool'])
             found.append(Advice(rule.name, rule.level, rule.status.format_map(values), steps))
     return found
+
+
+def _at_rest(rule: Rule, steps: tuple[Step, ...], pool: str) -> tuple[Step, ...]:
+    """Return the steps of a rule for a pool that is not mounted."""
+    if rule.at_rest:
+        return tuple(step for step in steps if not step.command.startswith('mirrorfs umount '))
+    return (Step('mount the pool first', f'mirrorfs mount {pool} DIR'), *steps) if steps else ()
 
 
 def level(volume: Facts) -> Level:
@@ -240,8 +249,9 @@ _QUORUM = Step('bring a leg back, or let writes go to fewer', f'mirrorfs set {_V
 RULES = (
     Rule(
         'damaged', Level.UNUSABLE, _damaged,
-        'its definition cannot be read: {refusal}',
+        'its definition cannot be read',
         (_UNMOUNT, Step('rebuild it from its legs', 'mirrorfs assemble {pool} LEG'), _MOUNT),
+        at_rest=True,
     ),
     Rule(
         'split brain', Level.UNUSABLE, _split_brain,

@@ -115,11 +115,15 @@ def _one_hot(table: Table) -> npt.NDArray[np.float64]:
 
 
 def rows_of(
-    record: VolumeRecord, listed: Sequence[Mismatch], bad: Mapping[int, BadBlocks]
+    record: VolumeRecord,
+    listed: Sequence[Mismatch],
+    bad: Mapping[int, BadBlocks],
+    reached: Mapping[int, int] | None = None,
 ) -> list[Row]:
     """Return the volume's row, and then one for each leg in the order of their places.
 
-    `listed`: where scrubs found legs to differ.  `bad`: the bad-block lists of legs at hand, by slot.
+    `listed`: where scrubs found legs to differ.  By slot: `bad`, the bad-block lists of legs at hand, and
+    `reached`, the chunk up to which the recovery under way has come.
     """
     shift = record.chunk_size.bit_length() - 1
     differing = {mismatch.offset >> shift for mismatch in listed}
@@ -128,7 +132,7 @@ def rows_of(
         slot = record.slots[number]
         if slot.state in (LegState.VACANT, LegState.STANDBY):
             continue
-        below, above, mark = _tables(slot)
+        below, above, mark = _tables(slot, (reached or {}).get(number, 0))
         wrong = {mismatch.offset >> shift for mismatch in listed if _is_wrong(mismatch, number)}
         blocks = bad[number].chunks(shift).tolist() if bad.get(number) else []
         special = _special(_MISMATCHED, wrong, _BAD_BLOCKS, blocks)
@@ -136,10 +140,12 @@ def rows_of(
     return rows
 
 
-def _tables(slot: Slot) -> tuple[Table, Table, int]:
+def _tables(slot: Slot, reached: int) -> tuple[Table, Table, int]:
     """Return how a leg's chunks are told below and above a mark, and the mark."""
     if slot.state is LegState.IN_SYNC:
         return _CURRENT, _CURRENT, 0
+    if reached > slot.mark:
+        return _CURRENT, _EMPTY if slot.full else _LATE, reached
     if slot.full:
         return _LATE, _EMPTY, slot.mark
     if slot.state is LegState.SPARE or slot.tracked_since:

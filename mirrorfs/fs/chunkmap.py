@@ -15,7 +15,9 @@ async def chunk_map(place: Place) -> bytes:
     volume, scrub = started.volume, started.rebuilder.scrub.state
     record, states = volume.record, volume.log.states
     bad = {member.slot: member.bad for member in volume.members}
-    rows = cells.rows_of(record, scrub.listed, bad)
+    progress = started.rebuilder.progress
+    reached = {progress.slot: progress.reached} if progress and progress.slot is not None else {}
+    rows = cells.rows_of(record, scrub.listed, bad, reached)
     head = {'volume': record.name, 'size': record.size, 'chunk_size': record.chunk_size}
     head['mismatches_not_listed'] = scrub.more
     legs = [_leg(place.volume, row) for row in rows[1:]]
