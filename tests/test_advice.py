@@ -74,9 +74,8 @@ def volume(*others: Facts, legs: int = 2, **changes: Any) -> Facts:
 def refused(**changes: Any) -> Facts:
     """Return the facts of a volume that did not start."""
     facts = volume(refusal='no up-to-date leg is at hand', state='inactive', **changes)
-    for key in ('broken', 'chunks', 'sync', 'sync_action', 'mismatches', 'mismatches_not_listed', 'quorum_lost'):
-        del facts[key]
-    return facts
+    running = 'broken chunks sync sync_action mismatches mismatches_not_listed quorum_lost'.split()
+    return {key: fact for key, fact in facts.items() if key not in running}
 
 
 def degraded(*others: Facts, **changes: Any) -> Facts:
@@ -165,7 +164,9 @@ CASES = {
         volume(leg(2, flags=['want_replacement'])), 'to be replaced', [f'replace {VOLUME} 2 PATH']
     ),
     "in another's place": Case(
-        volume(leg(2, 'faulty')), 'another has its place', [f'remove {VOLUME} 2', f'add {VOLUME} PATH --spare']
+        volume(leg(2, 'faulty')),
+        'another has its place',
+        [f'remove {VOLUME} 2', f'add {VOLUME} PATH --spare'],
     ),
     'split off': Case(degraded(leg(1, 'split')), 'point in time', [f'merge {VOLUME}']),
     'resync': Case(volume(chunks=DOUBTFUL, sync_action='resync'), '7 chunks', [f'wait {VOLUME}']),
@@ -268,7 +269,8 @@ def test_colours_and_nothing_else_are_added_on_a_terminal(rule: str) -> None:
 
 def test_paths_cannot_write_to_the_terminal() -> None:
     nasty = degraded(leg(1, 'faulty', path='/srv/\x1b[2J\nleg', why='a\rb', given_up=True))
-    lines = volume_lines(nasty, '/srv/\x07pool', MOUNTPOINT, Look()) + pool_lines('/\x07', None, [nasty], Look())
+    lines = volume_lines(nasty, '/srv/\x07pool', MOUNTPOINT, Look())
+    lines += pool_lines('/\x07', None, [nasty], Look())
     assert all(line.isprintable() for line in lines)
 
 

@@ -1,5 +1,6 @@
 """The map: counts by cells, and how they are drawn."""
 
+import itertools
 import json
 import os
 import re
@@ -68,7 +69,9 @@ def test_counts_of_cells_are_those_of_their_chunks_however_they_are_sliced(
 
 
 @given(flags, st.integers(1, 40), st.integers(1, 40))
-def test_merged_cells_keep_every_chunk_and_the_worst_state_wins(of: Any, per_cell: int, together: int) -> None:
+def test_merged_cells_keep_every_chunk_and_the_worst_state_wins(
+    of: Any, per_cell: int, together: int
+) -> None:
     row = cells.Row(None, cells._VOLUME, cells._VOLUME)
     counts = cells.count([row], 0, of, per_cell)[0]
     merged = cells.merge(counts, together)
@@ -83,7 +86,7 @@ def test_slices_are_whole_cells_small_enough_and_all_there_is(chunks: int) -> No
     assert -(-chunks // per_cell) <= cells.CELLS
     parts = list(cells.slices(chunks, per_cell))
     assert parts[0][0] == 0 and parts[-1][1] == chunks
-    assert all(end == first for (_, end), (first, _) in zip(parts, parts[1:], strict=False))
+    assert all(end == first for (_, end), (first, _) in itertools.pairwise(parts))
     for first, end in parts:
         assert first % per_cell == 0
         assert end - first <= cells.SLICE and -(-(end - first) // per_cell) <= cells.SLICE_CELLS
