@@ -75,7 +75,7 @@ VOLUME_FILES = [
     'detect_zeroes',
     *('sync_action', 'sync_completed', 'sync_speed', 'max_read_errors'),
     *'sync_speed_min sync_speed_max sync_mode sync_min sync_max last_sync_action'.split(),
-    *('mismatch_cnt', 'mismatches'),
+    *('mismatch_cnt', 'mismatches', 'map.json'),
     *(f'bitmap/{name}' for name in 'metadata location chunksize time_base backlog can_clear states'.split()),
     *(f'legs/0/{name}' for name in 'state path uuid errors recovery_start'.split()),
     *(f'legs/0/{name}' for name in 'bad_blocks unacknowledged_bad_blocks'.split()),

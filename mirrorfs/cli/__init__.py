@@ -19,6 +19,7 @@ from mirrorfs.cli import (
     status,
 )
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
+from mirrorfs.cli.map import map_
 from mirrorfs.errors import BadMetadata, Refused
 
 
@@ -44,6 +45,7 @@ for command in (
     status.status,
     status.wait,
     status.events,
+    map_,
     legs.add,
     legs.remove,
     legs.fail,

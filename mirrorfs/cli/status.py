@@ -9,13 +9,15 @@ from typing import Any, Self
 
 import click
 
+from mirrorfs.cli import glance, terminal
+from mirrorfs.cli import watch as watching
 from mirrorfs.cli.common import POOL, Mounted, Target, find
-from mirrorfs.cli.progress import Meter, bar, pace
+from mirrorfs.cli.progress import Meter
+from mirrorfs.cli.resting import at_rest
 from mirrorfs.cli.spare import lines as spare_lines
 from mirrorfs.cli.spare import shared_spares
-from mirrorfs.definitions import status_of_records
+from mirrorfs.cli.watch import WATCH, WatchCommand
 from mirrorfs.errors import BadMetadata, Refused
-from mirrorfs.units import format_size
 
 JSON = click.option('--json', 'as_json', is_flag=True, help='for programs')
 NAME = click.argument('name', metavar='[NAME]', required=False)
@@ -27,7 +29,7 @@ def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
         volumes: list[dict[str, Any]] = Mounted(target.mountpoint).status()['volumes']
     else:
         records, damaged = target.directory.load()
-        volumes = status_of_records(records)
+        volumes = at_rest(records)
         volumes += [{'name': n, 'state': 'inactive', 'refusal': why} for n, why in damaged.items()]
     if name is None:
         return volumes
@@ -50,26 +52,38 @@ def list_(pool: str, as_json: bool) -> None:
             click.echo(volume['name'])
 
 
-@click.command()
+@click.command(cls=WatchCommand)
 @POOL
 @NAME
 @JSON
-def status(pool: str, name: str | None, as_json: bool) -> None:
-    """Show the volumes of POOL, or NAME alone, with their legs."""
+@WATCH
+def status(pool: str, name: str | None, as_json: bool, watch: float | None) -> None:
+    """Show the volumes of POOL, or NAME alone, with their legs; and what to type where something is wrong.
+
+    \b
+    mirrorfs status /srv/pool                  all of it
+    mirrorfs status /srv/pool vm1 --watch      one volume, again and again
+    """
+    if watch is not None:
+        watching.watch(lambda: _page(pool, name, as_json), watch)
+        return
+    for line in _page(pool, name, as_json):
+        click.echo(line)
+
+
+def _page(pool: str, name: str | None, as_json: bool) -> list[str]:
+    """Return what is to be shown, as lines."""
     target = find(pool)
     volumes = _volumes(target, name)
     if as_json:
-        click.echo(json.dumps(volumes, indent=1))
-        return
-    where = f'mounted on {target.mountpoint}' if target.mountpoint else 'not mounted'
-    click.echo(f'pool {target.directory.path}, {where}')
+        return json.dumps(volumes, indent=1).split('\n')
+    look = glance.Look(bool(terminal.colours(sys.stdout)), sys.stdout.isatty())
+    directory = str(target.directory.path)
+    mountpoint = str(target.mountpoint) if target.mountpoint else None
+    lines = glance.pool_lines(directory, mountpoint, volumes, look)
     for volume in volumes:
-        click.echo()
-        for line in _lines(volume, str(target.directory.path)):
-            click.echo(line)
-    if name is None:
-        for line in _spare_lines(target):
-            click.echo(line)
+        lines += ['', *glance.volume_lines(volume, directory, mountpoint, look)]
+    return lines if name is not None else lines + _spare_lines(target)
 
 
 def _spare_lines(target: Target) -> list[str]:
@@ -78,76 +92,6 @@ def _spare_lines(target: Target) -> list[str]:
     except BadMetadata as bad:
         return ['', f'shared spares: {bad}']
     return ['', 'shared spares:', *(f'  {line}' for line in spare_lines(spares))] if spares else []
-
-
-def _lines(volume: dict[str, Any], pool: str) -> list[str]:
-    lines = [f'volume: {volume["name"]}', f' state: {_state(volume)}']
-    if volume.get('refusal') or volume.get('broken'):
-        lines.append(f'   why: {volume.get("refusal") or volume["broken"]}')
-    action = _action(volume, pool)
-    if action:
-        lines.append(f'action: {action}')
-    if 'size' in volume:
-        lines.append(f'  size: {format_size(volume["size"])}, chunks of {format_size(volume["chunk_size"])}')
-    if volume.get('quorum', 1) > 1:
-        lost = ', lost' if volume.get('quorum_lost') else ''
-        lines.append(f'quorum: {volume["quorum"]} legs, else {volume["quorum_policy"]}{lost}')
-    if volume.get('detect_zeroes', 'off') != 'off':
-        lines.append(f'zeroes: {volume["detect_zeroes"]}')
-    if 'chunks' in volume:
-        lines.append(f'chunks: {_chunks(volume["chunks"])}')
-    if volume.get('mismatches'):
-        more = volume['mismatches_not_listed']
-        places = f'{len(volume["mismatches"])}{f" and {more} more" if more else ""}'
-        lines.append(f'differ: {places} places, see .mirrorfs/volumes/{volume["name"]}/mismatches')
-    if volume.get('sync'):
-        lines.append(f'  sync: {_sync(volume["sync"])}')
-    for leg in volume.get('legs', []):
-        errors = leg.get('read_errors', 0) + leg.get('write_errors', 0)
-        trouble = f', {errors} errors' if errors else ''
-        words = ' '.join([leg['state'], *leg.get('flags', [])])
-        image = f', shown as {leg["image"]}' if leg.get('image') else ''
-        lines.append(f'  leg {leg["slot"]}: {words:<8} {leg["path"]}{image}{trouble}')
-    return lines
-
-
-def _state(volume: dict[str, Any]) -> str:
-    state = volume.get('state', 'not started')
-    if volume.get('degraded'):
-        state += f', degraded ({volume["degraded"]} of {volume["raid_disks"]} legs missing)'
-    return str(state)
-
-
-def _action(volume: dict[str, Any], pool: str) -> str:
-    """Return what to do next, where something is wrong."""
-    name = volume['name']
-    if volume.get('refusal'):
-        return ''
-    for leg in volume.get('legs', []):
-        if leg['state'] in ('faulty', 'missing', 'removed') and volume.get('degraded'):
-            back = f'mirrorfs re-add {pool} {name} {leg["slot"]}'
-            return f'{back}, or with a new leg: mirrorfs add {pool} {name} PATH'
-    if any(leg['state'] == 'split' for leg in volume.get('legs', [])):
-        return f'when it is no longer needed: mirrorfs merge {pool} {name}'
-    if volume.get('degraded') and not volume.get('sync'):
-        return f'add a leg: mirrorfs add {pool} {name} PATH'
-    if volume.get('mismatches') and not volume.get('sync'):
-        return f'legs differ: mirrorfs repair {pool} {name} --source LEG'
-    return ''
-
-
-def _chunks(chunks: dict[str, int]) -> str:
-    written = chunks['total'] - chunks['unwritten']
-    parts = [f'{chunks["total"]}', f'{written} written', f'{chunks["dirty"]} dirty']
-    parts += [f'{chunks[key]} {key.replace("_", " ")}' for key in ('modified', 'needs_resync') if chunks[key]]
-    return ', '.join(parts)
-
-
-def _sync(sync: dict[str, Any]) -> str:
-    share = _share(sync)
-    drawn = f'{bar(share)} ' if sys.stdout.isatty() else ''
-    left = sync['total_bytes'] - sync['done_bytes']
-    return f'{sync["action"]} {drawn}{int(share * 100)}%{pace(left, sync["speed"])}'
 
 
 def _share(sync: dict[str, Any]) -> float:

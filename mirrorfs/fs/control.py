@@ -11,24 +11,34 @@ from dataclasses import dataclass
 
 from mirrorfs import limits
 from mirrorfs.errors import Refused
-from mirrorfs.fs import commands, facts, mdstat
+from mirrorfs.fs import chunkmap, commands, facts, mdstat
 from mirrorfs.fs.facts import rebuilder, recorded, running
-from mirrorfs.fs.place import Action, Reader
+from mirrorfs.fs.place import Action, Gatherer, Place, Reader
 from mirrorfs.mirror.comparing import UNIT_SECTORS
 from mirrorfs.volume.logplace import place_of
 
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """`read` gives the text, `act` does what the words of one write say; None where that cannot be done."""
+    """`read` gives the text, `act` does what the words of one write say; None where that cannot be done.
+
+    `gather` is in the place of `read` where that takes long, and gives way meanwhile.
+    """
 
     read: Reader | None = None
     act: Action | None = None
+    gather: Gatherer | None = None
 
     @property
     def mode(self) -> int:
         """Permission bits: control files are for the mounting user (and root), whoever may use images."""
-        return (0o400 if self.read else 0) | (0o200 if self.act else 0)
+        return (0o400 if self.read or self.gather else 0) | (0o200 if self.act else 0)
+
+    async def text(self, place: Place) -> bytes:
+        """Return what the file says now; nothing where it cannot be read."""
+        if self.gather:
+            return await self.gather(place)
+        return self.read(place).encode() if self.read else b''
 
 
 def parse(data: bytes) -> list[str]:
@@ -105,6 +115,7 @@ VOLUME_FILES: dict[str, ControlFile] = {
     'last_sync_action': ControlFile(running(facts.last_action)),
     'mismatch_cnt': ControlFile(running(lambda e: rebuilder(e).scrub.state.differing * UNIT_SECTORS)),
     'mismatches': ControlFile(facts.mismatches),
+    'map.json': ControlFile(gather=chunkmap.chunk_map),
 }
 
 BITMAP_FILES: dict[str, ControlFile] = {

@@ -9,6 +9,7 @@ import trio
 
 import mirrorfs
 from mirrorfs.intent.states import DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN
+from mirrorfs.leg.base import Leg
 from mirrorfs.metadata.wibm import pages_for
 from mirrorfs.mirror.comparing import UNIT_SECTORS, Mismatch, with_names
 from mirrorfs.model import LegState, Slot, VolumeRecord, WriterPolicy
@@ -147,6 +148,7 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         'detect_zeroes': record.detect_zeroes.name.lower(),
         'bitmap': bitmap_word(record),
         'bitmap_location': place_of(record),
+        'log_trouble': _log_trouble(entry),
         'legs': [],
     }
     if entry.started:
@@ -155,6 +157,13 @@ def volume_status(entry: Entry) -> dict[str, Any]:
         if record.slots[number].state is not LegState.VACANT:
             facts['legs'].append(_leg(entry, number))
     return facts
+
+
+def _log_trouble(entry: Entry) -> str:
+    """Return why there is no log, where nobody wanted that."""
+    if not entry.started or entry.started.volume.record.logged:
+        return ''
+    return entry.started.volume.keeper.log_trouble
 
 
 def _running(entry: Entry) -> dict[str, Any]:
@@ -230,9 +239,12 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
         'uuid': str(slot.leg),
         'recovery_start': slot.mark * record.chunk_size if slot.state is LegState.SPARE else None,
         'tracked_since': slot.tracked_since,
+        'given_up': _is_given_up(slot),
+        'why': _why_away(entry, number),
     }
     if entry.split_off and entry.split_off.slot == number:
         facts['image'] = f'{record.name}{SUFFIX}'
+    facts |= _room(entry, number)
     if entry.started and (member := entry.started.volume.keeper.members.get(number)):
         facts |= {
             'errors': member.corrected,
@@ -242,6 +254,39 @@ def _leg(entry: Entry, number: int) -> dict[str, Any]:
             'writes_behind': member.backlog.count if member.backlog else 0,
         }
     return facts
+
+
+def _is_given_up(slot: Slot) -> bool:
+    """Whether a leg may have a history of its own: it is not re-added, but removed and added by force."""
+    return slot.state.is_stale and slot.full and not slot.mark and not slot.tracked_since
+
+
+def _why_away(entry: Entry, number: int) -> str:
+    """Return why a leg is not in use, as far as was seen since the start; empty for one that is."""
+    if not entry.started or number in entry.started.volume.keeper.members:
+        return ''
+    return entry.started.volume.left.get(number) or entry.started.plan.stale.get(number, '')
+
+
+def _room(entry: Entry, number: int) -> dict[str, int | None]:
+    """Return what a leg's file takes, what it can take at most, and what its filesystem has left.  Bytes."""
+    assert entry.record
+    member = entry.started.volume.keeper.members.get(number) if entry.started else None
+    leg = member.leg if member else _idle_leg(entry, number)
+    room = leg.room if leg else None
+    return {
+        'occupied': room.occupied if room else None,
+        'occupied_max': member.layout.data_offset + entry.record.size if member else None,
+        'free': room.free if room else None,
+    }
+
+
+def _idle_leg(entry: Entry, number: int) -> Leg | None:
+    """Return a leg that is held open though it takes no part."""
+    if entry.split_off and entry.split_off.slot == number:
+        return entry.split_off.leg
+    spare = entry.admin.standby.get(number) if entry.admin else None
+    return spare.leg if spare else None
 
 
 def leg_words(entry: Entry, number: int) -> list[str]:

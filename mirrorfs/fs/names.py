@@ -244,8 +244,8 @@ class Names(pyfuse3.Operations):
             self._require_owner(ctx)
         if node.kind is Kind.EVENTS:
             handle.base = handle.position = self._events.start
-        elif node.file and node.file.read and node.place and flags & os.O_ACCMODE != os.O_WRONLY:
-            handle.text = node.file.read(node.place).encode()
+        elif node.file and node.place and flags & os.O_ACCMODE != os.O_WRONLY:
+            handle.text = await node.file.text(node.place)
         if self._caches and flags & (os.O_ACCMODE | os.O_DIRECT) == os.O_RDONLY:
             handle.cache = self._caches.of(inode)  # of images alone
         cached = handle.cache is not None

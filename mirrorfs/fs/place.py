@@ -28,4 +28,5 @@ class Place:
 
 
 Reader = Callable[[Place], str]
+Gatherer = Callable[[Place], Awaitable[bytes]]
 Action = Callable[[Place, list[str]], Awaitable[None]]

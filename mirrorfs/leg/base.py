@@ -6,9 +6,18 @@ All of them pass tests/test_leg_conformance.py.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a file takes of its filesystem, and what is left there for who asks.  Bytes."""
+
+    occupied: int
+    free: int
 
 
 class Leg(Protocol):
@@ -23,6 +32,8 @@ class Leg(Protocol):
     """Identifies the filesystem that holds the leg; None for a device.  Equal ones run full together."""
     identity: object
     """Tells this very file or device from a copy of it."""
+    room: Room | None
+    """As last looked at, when it was opened or by `departed`; None for a device, and where nobody says."""
 
     @property
     def calls(self) -> int:

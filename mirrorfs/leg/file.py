@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mirrorfs import limits
 from mirrorfs.errors import LegError, Refused
-from mirrorfs.leg.base import Buffer
+from mirrorfs.leg.base import Buffer, Room
 from mirrorfs.leg.workers import Workers
 from mirrorfs.zeroes import ZEROS
 
@@ -57,6 +57,8 @@ class FileLeg:
         self.sharing = None if self.is_device else info.st_dev
         self.identity: object = (info.st_dev, info.st_ino)
         self._device = info.st_rdev
+        self.room: Room | None = None
+        self._look_at_room(info)
         self._workers = Workers(path, limits.LEG_CALLS)
         # The kernel reports a lost write once to each open file: a sync through one must not take the report
         # from another, so durable writes have a file of their own, and a flush that failed stays failed.
@@ -341,6 +343,7 @@ class FileLeg:
 
     def _departed(self, needed: int) -> str:
         info = os.fstat(self.fd)
+        self._look_at_room(info)
         if not self.is_device and not info.st_nlink:
             return 'was removed'
         if self.size < needed:
@@ -350,6 +353,16 @@ class FileLeg:
         except FileNotFoundError:
             return '' if self._follow() else 'is no longer at its path'
         return '' if self._is(there) else 'has something else at its path'
+
+    def _look_at_room(self, info: os.stat_result) -> None:
+        if self.is_device:
+            return
+        try:
+            filesystem = os.fstatvfs(self.fd)
+        except OSError:  # what was seen last is the best that is known
+            return
+        # st_blocks is in units of 512 bytes whatever the filesystem's are.
+        self.room = Room(info.st_blocks * 512, filesystem.f_bavail * filesystem.f_frsize)
 
     def _follow(self) -> bool:
         """A file that somebody has renamed is known by its new path from now on."""

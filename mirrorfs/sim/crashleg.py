@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import trio
 
 from mirrorfs.errors import LegError, Refused
-from mirrorfs.leg.base import Buffer
+from mirrorfs.leg.base import Buffer, Room
 from mirrorfs.limits import PAGE, SECTOR
 from mirrorfs.sim.violation import Violation
 
@@ -312,6 +312,7 @@ class CrashLeg:
         self.disk = disk
         self.identity: object = disk
         self.sharing = sharing
+        self.room: Room | None = None
         self.calls = 0
         self.closed = False
         self._hook = hook

@@ -175,6 +175,7 @@ async def start(
     log, doubtful = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
     serials = [found[slot].sup.serial for slot in legs.members]
     file: LogFile | None = None
+    trouble = ''
     if plan.record.log_is_outside:
         heard = (found[s].sup.serial for s in in_sync if records[s].events == plan.record.events)
         read = await _read_outside(plan.record, log, outside, max(heard, default=0), settings)
@@ -182,6 +183,7 @@ async def start(
             file = read
             serials.append(file.header.serial)
         else:
+            trouble = read
             emit('LogLost', pool_record.name, plan.record.log_path, read)
             plan = replace(plan, record=membership.move_log(plan.record, None))
             log.touch_all()  # legs have but the map
@@ -203,6 +205,7 @@ async def start(
         clock=settings.clock,
         new_uuid=settings.new_uuid,
     )
+    volume.keeper.log_trouble = trouble
     # A leg that is away may hold a newer log, of a commit that a crash cut short: it must not come back as an
     # equal after what is here has been read.
     rebuilder = Rebuilder(volume)

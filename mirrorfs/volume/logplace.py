@@ -61,6 +61,7 @@ async def move_log(volume: Volume, opener: Opener, place: str, *, force: bool = 
         await _leave_file(volume, NO_UUID)
     else:
         await _to_file(volume, opener, place, force)
+    volume.keeper.log_trouble = ''
     volume.emit('LogMoved', volume.name, '', place)
 
 

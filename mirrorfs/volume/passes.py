@@ -35,6 +35,8 @@ class Progress:
     end: int = 0
     settled: int = 0
     """How many windows `done` is of."""
+    reached: int = 0
+    """The chunk up to which this pass has done all that there was to do."""
     _step: int = field(init=False)
     """The share, in percent, at which the next event is due."""
     _marks: deque[tuple[float, int]] = field(init=False)

@@ -298,6 +298,8 @@ class Rebuilder:
         """Say how far a pass is, of which so many pieces are done; return the bytes since the last time."""
         moved = sum(last - first + 1 for first, last in pieces[progress.settled : settled]) * chunk
         progress.settled = settled
+        if settled:
+            progress.reached = pieces[settled - 1][1] + 1
         progress.advance(moved, trio.current_time())
         for step in progress.steps():
             self._volume.emit(f'Rebuild{step}', self._volume.name)

@@ -74,6 +74,8 @@ class Volume:
         self.emit = emit
         self.broken = ''
         """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
+        self.left: dict[int, str] = {}
+        """Why legs left since the start, by slot."""
         self.work = trio.Event()
         """Set when resync or recovery may have something to do."""
         self.shift = record.chunk_size.bit_length() - 1
@@ -146,6 +148,7 @@ class Volume:
 
     def leg_expelled(self, slot: int, path: str, reason: str, was: LegState) -> None:
         self.unblock(slot)
+        self.left[slot] = reason
         word = 'FailSpare' if was is LegState.SPARE else 'Fail'
         self.emit(word, self.name, path, f'slot {self.record.place(slot)}: {reason}')
         if self.record.degraded and was is LegState.IN_SYNC:
