@@ -6,7 +6,7 @@ escaped, so that one event is always one line.
 
 import datetime
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from mirrorfs import limits
@@ -40,6 +40,8 @@ class EventLog:
         self.start = 0
         """Position of the oldest byte that is kept."""
         self.end = 0
+        self.emitted: Counter[str] = Counter()
+        """How many there have been, by name."""
         self.on_new: Callable[[], None] = lambda: None
         """Called after each new line."""
 
@@ -50,6 +52,7 @@ class EventLog:
         line = ' '.join(part for part in parts if part).encode('unicode_escape', 'replace')
         log.log(_LEVELS.get(word, logging.INFO), '%s', ' '.join(part for part in parts[1:] if part))
         self._lines.append(line + b'\n')
+        self.emitted[word] += 1
         self.end += len(line) + 1
         while len(self._lines) > limits.EVENTS_KEPT:
             self.start += len(self._lines.popleft())

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mirrorfs.histogram import Histogram
+
 READ = 1
 """Read from the chunk's home leg."""
 WRITE = 2
@@ -49,6 +51,10 @@ class HotTable:
         """Bytes that the lane, and trio, wrote to each leg since the last flush began.  Either sets both to
         zero; what gets lost where they do so at the same time does no harm."""
         self.reads = self.writes = self.read_bytes = self.written_bytes = self.flushes = 0
+        self.lane_reads, self.lane_writes = Histogram(), Histogram()
+        """How long the lane took for some of its requests, samples alone."""
+        self.lane_flushes = Histogram()
+        """How long FSYNCs took that went from the lane straight to the legs."""
         self.settle: Callable[[], Awaitable[None]] = _nobody
 
     def view(self) -> npt.NDArray[np.uint8]:

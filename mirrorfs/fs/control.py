@@ -13,22 +13,33 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import commands, facts, mdstat
 from mirrorfs.fs.facts import rebuilder, recorded, running
-from mirrorfs.fs.place import Action, Reader
+from mirrorfs.fs.metrics import metrics
+from mirrorfs.fs.place import Action, Gatherer, Place, Reader
 from mirrorfs.mirror.comparing import UNIT_SECTORS
 from mirrorfs.volume.logplace import place_of
 
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """`read` gives the text, `act` does what the words of one write say; None where that cannot be done."""
+    """`read` gives the text, `act` does what the words of one write say; None where that cannot be done.
+
+    `gather` is in the place of `read` where that takes long, and gives way meanwhile.
+    """
 
     read: Reader | None = None
     act: Action | None = None
+    gather: Gatherer | None = None
 
     @property
     def mode(self) -> int:
         """Permission bits: everybody with access to the mount may read, the mounting user may write."""
-        return (0o444 if self.read else 0) | (0o200 if self.act else 0)
+        return (0o444 if self.read or self.gather else 0) | (0o200 if self.act else 0)
+
+    async def text(self, place: Place) -> bytes:
+        """Return what the file says now; nothing where it cannot be read."""
+        if self.gather:
+            return await self.gather(place)
+        return self.read(place).encode() if self.read else b''
 
 
 def parse(data: bytes) -> list[str]:
@@ -53,6 +64,7 @@ def parse(data: bytes) -> list[str]:
 POOL_FILES: dict[str, ControlFile] = {
     'mdstat': ControlFile(lambda place: mdstat.mdstat(place.pool.entries.values())),
     'status.json': ControlFile(lambda place: mdstat.status(place.pool, place.mountpoint) + '\n'),
+    'metrics': ControlFile(gather=metrics),
     'events': ControlFile(lambda place: ''),  # a stream: served by the handlers from `EventLog`
     'create': ControlFile(act=commands.create),
     'destroy': ControlFile(act=commands.destroy),

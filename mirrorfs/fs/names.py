@@ -231,8 +231,8 @@ class Names(pyfuse3.Operations):
         elif node.file and node.place:
             if flags & os.O_ACCMODE != os.O_RDONLY and ctx.uid not in (0, self._uid):
                 raise Refused(errno.EACCES, 'only root and who mounted the pool may write control files')
-            if flags & os.O_ACCMODE != os.O_WRONLY and node.file.read:
-                handle.text = node.file.read(node.place).encode()
+            if flags & os.O_ACCMODE != os.O_WRONLY:
+                handle.text = await node.file.text(node.place)
         if self._caches and flags & (os.O_ACCMODE | os.O_DIRECT) == os.O_RDONLY:
             handle.cache = self._caches.of(inode)  # of images alone
         cached = handle.cache is not None

@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 class _Open:
     """An FSYNC under way, with a token for each leg that is not done."""
 
-    __slots__ = ('failed', 'left', 'request', 'seen')
+    __slots__ = ('began', 'failed', 'left', 'request', 'seen', 'table')
 
-    def __init__(self, request: 'Request', legs: int) -> None:
+    def __init__(self, request: 'Request', legs: int, table: HotTable, began: float) -> None:
         self.request = request
+        self.table = table
+        self.began = began
         self.left = [None] * legs
         self.failed = False
         self.seen: float | None = None
@@ -55,7 +57,7 @@ class Syncing:
             return False
         table.unflushed = table.unflushed_by_trio = 0
         table.flushes += 1
-        self._open[request.unique] = flush = _Open(request, len(syncs))
+        self._open[request.unique] = flush = _Open(request, len(syncs), table, self._system.clock())
         while self._threads < min(limits.SYNC_THREADS, len(syncs) * len(self._open)):
             self._threads += 1
             self._system.start('sync', self._serve)
@@ -97,6 +99,7 @@ class Syncing:
         if flush.failed:
             self._redo(flush.request)
             return
+        flush.table.lane_flushes.add(self._system.clock() - flush.began)
         try:
             self._reply(flush.request.unique, 0)
         except OSError:

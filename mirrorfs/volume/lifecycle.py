@@ -174,6 +174,7 @@ async def start(
     log, doubtful = doubt.merge(plan.record, {slot: images[slot] for slot in in_sync}, images)
     serials = [found[slot].sup.serial for slot in legs.members]
     file: LogFile | None = None
+    lost_log = ''
     if plan.record.log_is_outside:
         heard = (found[s].sup.serial for s in in_sync if records[s].events == plan.record.events)
         read = await _read_outside(plan.record, log, outside, max(heard, default=0), settings)
@@ -181,6 +182,7 @@ async def start(
             file = read
             serials.append(file.header.serial)
         else:
+            lost_log = read
             emit('LogLost', pool_record.name, plan.record.log_path, read)
             plan = replace(plan, record=membership.move_log(plan.record, None))
             log.touch_all()  # legs have but the map
@@ -188,6 +190,7 @@ async def start(
     tracked = any(membership.needs_tracking(records[slot]) for slot in legs.members)
     differ = doubt.prepare(plan.record, log, several=len(in_sync) > 1, active=active, tracked=tracked)
     volume = Volume(plan.record, log, emit)
+    volume.lost_log = lost_log
     volume.keeper = volume.gate.keeper = Keeper(
         plan.record,
         [legs.members[slot] for slot in sorted(legs.members)],

@@ -39,6 +39,7 @@ async def move_log(volume: Volume, opener: Opener, place: str, *, force: bool = 
     OSError where no leg or not the pool can record it.
     """
     if place == place_of(volume.record):
+        volume.lost_log = ''
         return
     if place == NONE:
         await _leave_file(volume, None)
@@ -46,6 +47,7 @@ async def move_log(volume: Volume, opener: Opener, place: str, *, force: bool = 
         await _leave_file(volume, NO_UUID)
     else:
         await _to_file(volume, opener, place, force)
+    volume.lost_log = ''
     volume.emit('LogMoved', volume.name, '', place)
 
 

@@ -71,6 +71,8 @@ class Volume:
         self.emit = emit
         self.broken = ''
         """Why writes and flushes answer EIO until the volume is started anew; empty while all is well."""
+        self.lost_log = ''
+        """Why the log outside the legs was given up, until somebody says where it is to be."""
         self.work = trio.Event()
         """Set when resync or recovery may have something to do."""
         self.shift = record.chunk_size.bit_length() - 1
@@ -203,6 +205,7 @@ class Volume:
         return frozenset(self._blocked)
 
     def log_lost(self, path: str, reason: str) -> None:
+        self.lost_log = reason
         self.emit('LogLost', self.name, path, f'{reason}; all that was ever written counts as dirty now')
 
     def warn_of_shared_filesystem(self) -> None:
