@@ -5,7 +5,7 @@ import sys
 import click
 
 import mirrorfs
-from mirrorfs.cli import assemble, create, examine, legs, log, mount, scrub, settings, spare, status
+from mirrorfs.cli import assemble, create, examine, legs, log, monitor, mount, scrub, settings, spare, status
 from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
 from mirrorfs.errors import BadMetadata, Refused
 
@@ -32,6 +32,7 @@ for command in (
     status.status,
     status.wait,
     status.events,
+    monitor.monitor,
     legs.add,
     legs.remove,
     legs.fail,
