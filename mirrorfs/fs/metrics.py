@@ -33,7 +33,7 @@ _BEGAN = time.monotonic()
 _counter, _gauge, _histogram = (functools.partial(Family, kind) for kind in ('counter', 'gauge', 'histogram'))
 
 _POOL = {
-    'up': _gauge('Whether the pool is served; 1, since who reads this has an answer.'),
+    'up': _gauge('Whether the pool is served.'),
     'info': _gauge('Version, pool directory, mount point and process of the daemon; always 1.'),
     'uptime_seconds': _gauge('How long the daemon has been running.'),
     'lanes_superseded_total': _counter('Lanes that hung in a call on a leg and were replaced.'),
@@ -110,9 +110,10 @@ async def metrics(place: Place) -> bytes:
 
 
 def _add_pool(into: Exposition, about: str, place: Place) -> None:
-    daemon = labels(version=mirrorfs.__version__, mountpoint=place.mountpoint, pid=str(os.getpid()))
-    into.add('mirrorfs_up', about, 1)
-    into.add('mirrorfs_info', f'{about},{daemon}', 1)
+    where = labels(mountpoint=place.mountpoint)
+    daemon = labels(version=mirrorfs.__version__, pid=str(os.getpid()))
+    into.add('mirrorfs_up', f'{about},{where}', 1)  # who looks writes 0 where nobody answers
+    into.add('mirrorfs_info', f'{about},{where},{daemon}', 1)
     into.add('mirrorfs_uptime_seconds', about, time.monotonic() - _BEGAN)
     into.add('mirrorfs_lanes_superseded_total', about, place.gateway.superseded if place.gateway else 0)
     for word, count in sorted(place.pool.events.emitted.items()):
