@@ -12,7 +12,6 @@ import trio
 
 from mirrorfs.histogram import Histogram
 
-
 _AT_ONCE = 4096
 """Lines of a piece: 1 ms."""
 
