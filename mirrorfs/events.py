@@ -1,19 +1,20 @@
 """Events: what happened, a line each, with md's names; kept for a while, and waking those who wait.
 
 A line is ``TIME EVENT VOLUME [DEVICE] [TEXT]``; TIME is ISO 8601 in UTC.  Control characters in it are
-escaped, so that one event is always one line.
+escaped, so that one event is always one line, and so are blanks in DEVICE, a path.
 """
 
 import datetime
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from mirrorfs import limits
 
 log = logging.getLogger(__name__)
 
-_LEVELS = {
+LEVELS = {
     'Critical': logging.CRITICAL,
     'LogLost': logging.CRITICAL,
     'Fail': logging.ERROR,
@@ -33,6 +34,39 @@ _LEVELS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event, as read back from its line."""
+
+    time: str
+    word: str
+    volume: str = ''
+    device: str = ''
+    text: str = ''
+
+
+def parse(line: bytes) -> Event:
+    """Return what a line says, without its end."""
+    time, word, volume, rest = (*line.decode('ascii').split(' ', 3), '', '')[:4]
+    device = ''
+    if rest.startswith('/') and word != 'Refused':  # which is about no device, and may quote a path
+        device, _, rest = rest.partition(' ')
+    return Event(time, word, '' if volume == '-' else volume, _unescaped(device), _unescaped(rest))
+
+
+def _unescaped(text: str) -> str:
+    return text.encode('ascii').decode('unicode_escape')
+
+
+def unseen(before: Sequence[bytes], now: Sequence[bytes]) -> tuple[list[bytes], bool]:
+    """Return the lines that came between two readings of all that is kept, and whether others were lost."""
+    for dropped in range(len(before) + 1):
+        known = len(before) - dropped
+        if list(now[:known]) == list(before[dropped:]):
+            return list(now[known:]), bool(before) and not known
+    raise AssertionError('no lines at all always fit')
+
+
 class EventLog:
     """The last EVENTS_KEPT lines, as a stream of bytes with absolute positions."""
 
@@ -41,6 +75,8 @@ class EventLog:
         self.start = 0
         """Position of the oldest byte that is kept."""
         self.end = 0
+        self.emitted: Counter[str] = Counter()
+        """How many there have been, by name."""
         self.on_new: Callable[[], None] = lambda: None
         """Called after each new line."""
 
@@ -48,9 +84,12 @@ class EventLog:
         """Add a line and wake who waits."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
         parts = [now.replace('+00:00', 'Z'), word, volume or '-', device, text]
-        line = ' '.join(part for part in parts if part).encode('unicode_escape', 'replace')
-        log.log(_LEVELS.get(word, logging.INFO), '%s', ' '.join(part for part in parts[1:] if part))
+        escaped = [part.encode('unicode_escape') for part in parts]
+        escaped[3] = escaped[3].replace(b' ', rb'\x20')
+        line = b' '.join(part for part in escaped if part)
+        log.log(LEVELS.get(word, logging.INFO), '%s', ' '.join(part for part in parts[1:] if part))
         self._lines.append(line + b'\n')
+        self.emitted[word] += 1
         self.end += len(line) + 1
         while len(self._lines) > limits.EVENTS_KEPT:
             self.start += len(self._lines.popleft())

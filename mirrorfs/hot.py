@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorfs import limits
+from mirrorfs.histogram import Histogram
 
 if TYPE_CHECKING:
     from mirrorfs.leg.base import LaneLeg
@@ -91,6 +92,10 @@ class HotTable:
         """One for each leg that is at it."""
         self.stream = Stream()
         self.reads = self.writes = self.read_bytes = self.written_bytes = self.flushes = 0
+        self.lane_reads, self.lane_writes = Histogram(), Histogram()
+        """How long the lane took for some of its requests, samples alone."""
+        self.lane_flushes = Histogram()
+        """How long FSYNCs took that went from the lane straight to the legs."""
         self.settle: Callable[[], Awaitable[None]] = _nobody
 
     def view(self) -> npt.NDArray[np.uint8]:

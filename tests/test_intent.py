@@ -120,6 +120,11 @@ class Durable(RuleBasedStateMachine):
         assert self.log.states.tolist() == self.wanted
 
     @invariant()
+    def counts_are_those_of_all_chunks(self) -> None:
+        for flag, word in WORDS.items():
+            assert self.log.count(flag) == sum(state & flag != 0 for state in self.wanted), word
+
+    @invariant()
     def what_counts_as_durable_is_in_everything_that_a_crash_could_leave(self) -> None:
         for chunk in {0, 1, 2, 3, PER_PAGE - 1, PER_PAGE, PER_PAGE + 1, len(self.wanted) - 1}:
             if chunk >= len(self.wanted):
@@ -141,6 +146,18 @@ class Durable(RuleBasedStateMachine):
 
 Durable.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 TestDurable = Durable.TestCase
+
+
+def test_a_large_log_is_counted_in_steps() -> None:
+    log = fresh(300 * PER_PAGE)
+    steps = 1
+    while log.count_some():
+        steps += 1
+    assert steps > 1 and log.count(UNWRITTEN) == 300 * PER_PAGE
+    log.update(0, 0, clear=UNWRITTEN)
+    assert not log.count_some() and log.count(UNWRITTEN) == 300 * PER_PAGE - 1
+    log.add(np.full(300 * PER_PAGE, DIRTY, np.uint8))
+    assert log.count(DIRTY) == 300 * PER_PAGE and log.is_durable(0, 300 * PER_PAGE - 1, set_=DIRTY)
 
 
 def test_a_mark_wanted_during_a_batch_is_not_durable_when_that_batch_is() -> None:

@@ -13,6 +13,7 @@ from mirrorfs import limits
 from mirrorfs.errors import Refused
 from mirrorfs.fs import chunkmap, commands, facts, mdstat
 from mirrorfs.fs.facts import rebuilder, recorded, running
+from mirrorfs.fs.metrics import metrics
 from mirrorfs.fs.place import Action, Gatherer, Place, Reader
 from mirrorfs.mirror.comparing import UNIT_SECTORS
 from mirrorfs.volume.logplace import place_of
@@ -63,6 +64,7 @@ def parse(data: bytes) -> list[str]:
 POOL_FILES: dict[str, ControlFile] = {
     'mdstat': ControlFile(lambda place: mdstat.mdstat(place.pool.entries.values())),
     'status.json': ControlFile(lambda place: mdstat.status(place.pool, place.mountpoint) + '\n'),
+    'metrics': ControlFile(gather=metrics),
     'events': ControlFile(lambda place: ''),  # a stream: served by the handlers from `EventLog`
     'create': ControlFile(act=commands.create),
     'destroy': ControlFile(act=commands.destroy),

@@ -72,7 +72,6 @@ class Daemon:
         fuse = mounting.mount(str(self._directory.path), self._mountpoint, self._options)
         try:
             async with trio.open_nursery() as nursery:
-                tree = Tree(pool, self._mountpoint)
                 images = Images(nursery)
                 gateway = images.gateway = Gateway(
                     fuse,
@@ -82,6 +81,7 @@ class Daemon:
                     poll_seconds=self._options.lane_poll,
                     cached=self._options.cached,
                 )
+                tree = Tree(pool, self._mountpoint, gateway)
                 if self._options.cached:
                     images.caches = PageCaches(fuse, mounting.mounted_at(self._mountpoint))
                     nursery.start_soon(images.caches.run)

@@ -18,6 +18,12 @@ from mirrorfs.leg.file import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from mirrorfs.pool import Entry
 
 log = logging.getLogger(__name__)
+_OPERATIONS = {
+    wire.FUSE_READ: 'read',
+    wire.FUSE_WRITE: 'write',
+    wire.FUSE_FSYNC: 'flush',
+    wire.FUSE_FALLOCATE: 'discard',
+}
 
 
 class Images:
@@ -85,7 +91,7 @@ class Images:
             self.in_flight -= 1
             if error:
                 self._doubt(request)
-            self._count(request, trio.current_time() - began)
+            self._count(request, trio.current_time() - began, failed=error != 0)
             self.gateway.reply(request.unique, error, body)
             self.gateway.give_back(request)
 
@@ -95,11 +101,16 @@ class Images:
         if entry and entry.started and request.opcode in (wire.FUSE_WRITE, wire.FUSE_FALLOCATE):
             entry.started.volume.cache.changed(request.offset, request.size)
 
-    def _count(self, request: Request, seconds: float) -> None:
-        """Note how long a read or write took: background copying yields by it."""
+    def _count(self, request: Request, seconds: float, *, failed: bool) -> None:
+        """Note how long a request took; background copying yields by what reads and writes take."""
         entry = self._nodes.get(request.node)
-        if entry and entry.started and request.opcode in (wire.FUSE_READ, wire.FUSE_WRITE):
-            counters = entry.started.volume.counters
+        operation = _OPERATIONS.get(request.opcode)
+        if not operation or not entry or not entry.started:
+            return
+        counters = entry.started.volume.counters
+        counters.seconds[operation].add(seconds)
+        counters.errors[operation] += failed
+        if operation in ('read', 'write'):
             counters.waited += seconds
             counters.waits += 1
 

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from mirrorfs.fs.gateway import Gateway
 from mirrorfs.pool import Entry, Pool
 
 
@@ -14,6 +15,8 @@ class Place:
     mountpoint: str
     entry: Entry | None = None
     slot: int = -1
+    gateway: Gateway | None = None
+    """What serves the mount."""
 
     @property
     def number(self) -> int:

@@ -41,11 +41,14 @@ class Syncing(Beside):
             return False
         table.unflushed = table.unflushed_by_trio = 0
         table.flushes += 1
-        table.eager_until = self._clock() + limits.EAGER_SECONDS
-        self._begin(Open(request, len(legs)), [leg.sync for leg in legs])
+        began = self._clock()
+        table.eager_until = began + limits.EAGER_SECONDS
+        self._begin(Open(request, len(legs), (table, began)), [leg.sync for leg in legs])
         return True
 
     def _finish(self, opened: Open) -> None:
+        table, began = opened.facts
+        table.lane_flushes.add(self._clock() - began)
         self._reply(opened.request.unique, 0)
 
     def write_back(self, table: HotTable) -> None:
@@ -60,7 +63,6 @@ class Syncing(Beside):
         self._want(len(legs))
         for leg in legs:
             self._jobs.put((None, functools.partial(_write_back, table, leg)))
-
 
 
 def _write_back(table: HotTable, leg: LaneLeg) -> None:

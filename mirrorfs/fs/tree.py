@@ -14,6 +14,7 @@ import enum
 from dataclasses import dataclass
 
 from mirrorfs.fs.control import BITMAP_FILES, LEG_FILES, POOL_FILES, VOLUME_FILES, ControlFile
+from mirrorfs.fs.gateway import Gateway
 from mirrorfs.fs.place import Place
 from mirrorfs.model import LegState
 from mirrorfs.pool import Entry, Pool
@@ -49,9 +50,10 @@ class Node:
 class Tree:
     """Finds nodes by path, and paths by inode number.  Numbers are kept while the mount lives."""
 
-    def __init__(self, pool: Pool, mountpoint: str) -> None:
+    def __init__(self, pool: Pool, mountpoint: str, gateway: Gateway | None = None) -> None:
         self._pool = pool
         self._mountpoint = mountpoint
+        self._gateway = gateway
         self._paths: dict[int, Path] = {ROOT: ()}
         self._numbers: dict[Path, int] = {(): ROOT}
         self._next = ROOT + 1
@@ -101,7 +103,7 @@ class Tree:
         return {name: entry for name, entry in names.items() if name not in self._pool.entries}
 
     def _place(self, entry: Entry | None = None, slot: int = -1) -> Place:
-        return Place(self._pool, self._mountpoint, entry, slot)
+        return Place(self._pool, self._mountpoint, entry, slot, self._gateway)
 
     def _volume_node(self, entry: Entry, rest: list[str]) -> Node | None:
         match rest:

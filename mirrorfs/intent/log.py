@@ -18,13 +18,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mirrorfs.intent.states import ALL, DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED
+from mirrorfs.intent.states import ALL, DIRTY, MODIFIED, NEEDS_RESYNC, UNWRITTEN, UNZEROED, WORDS
 from mirrorfs.metadata.wibm import PAGE_CHUNKS, States, encode_page, pages_for
 
 _PROTECT_BY_BEING_SET = np.uint8(DIRTY | MODIFIED | NEEDS_RESYNC)
 _PROTECT_BY_BEING_CLEAR = np.uint8(UNWRITTEN | UNZEROED)
 MAP = UNWRITTEN | UNZEROED
 """The map of never-written chunks, which is kept on every leg wherever the log is."""
+_COUNTED_AT_ONCE = 128
+"""Pages: counting them takes 1.5 ms."""
+_COLUMNS = {flag: column for column, flag in enumerate(WORDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,9 @@ class IntentLog:
         self.serial = serial
         self._pending = np.zeros(pages_for(len(states)), np.bool_)
         self._mapped = self._pending.copy()
+        self._counts = np.zeros((len(self._pending), len(_COLUMNS)), np.int32)
+        """How many chunks of each page have each flag ([pages, flags]); true but for `_uncounted` pages."""
+        self._uncounted = np.ones(len(self._pending), np.bool_)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -81,7 +87,7 @@ class IntentLog:
         if np.array_equal(new, part):
             return False
         pages = slice(first // PAGE_CHUNKS, last // PAGE_CHUNKS + 1)
-        self._pending[pages] = True
+        self._pending[pages] = self._uncounted[pages] = True
         if ((new ^ part) & np.uint8(MAP)).any():
             self._mapped[pages] = True
         part[:] = new
@@ -93,7 +99,8 @@ class IntentLog:
         new = (old | np.uint8(set_)) & np.uint8(ALL & ~clear)
         changed = chunks[new != old]
         self.states[chunks] = new
-        self._pending[changed // PAGE_CHUNKS] = True
+        pages = changed // PAGE_CHUNKS
+        self._pending[pages] = self._uncounted[pages] = True
         self._mapped[chunks[((new ^ old) & np.uint8(MAP)) != 0] // PAGE_CHUNKS] = True
         return len(changed)
 
@@ -102,7 +109,28 @@ class IntentLog:
         return np.flatnonzero((self.states & np.uint8(set_ | clear)) == np.uint8(set_))
 
     def count(self, flag: int) -> int:
-        return int(np.count_nonzero(self.states & np.uint8(flag)))
+        """Return how many chunks have a flag.  Only pages that changed since the last time are looked at."""
+        while self.count_some():
+            pass
+        return int(self._counts[:, _COLUMNS[flag]].sum())
+
+    def count_some(self) -> bool:
+        """Count in some of the pages that changed; return whether there are more.
+
+        Who must not hold the thread for long calls this before `count`, and gives way in between.
+        """
+        changed = np.flatnonzero(self._uncounted)
+        for page in changed[:_COUNTED_AT_ONCE].tolist():
+            states = self._page(page)
+            self._counts[page] = [np.count_nonzero(states & np.uint8(flag)) for flag in _COLUMNS]
+            self._uncounted[page] = False
+        return len(changed) > _COUNTED_AT_ONCE
+
+    def add(self, states: States) -> None:
+        """Set flags (uint8 [chunks]) that are durable already, of chunks that nobody uses yet."""
+        self.states |= states
+        self.durable[:] = self.states
+        self._uncounted[:] = True
 
     def is_durable(self, first: int, last: int, set_: int = 0, clear: int = 0) -> bool:
         """Whether all chunks first..last have these flags both wanted and durable."""
@@ -158,6 +186,9 @@ class IntentLog:
         fresh = np.ones(pages_for(chunks) - self.pages, np.bool_)
         self._pending = np.concatenate((self._pending, fresh))
         self._mapped = np.concatenate((self._mapped, fresh))
+        self._uncounted = np.concatenate((self._uncounted, fresh))
+        self._uncounted[-1 - len(fresh)] = True
+        self._counts = np.concatenate((self._counts, np.zeros((len(fresh), len(_COLUMNS)), np.int32)))
         self._pending[-1 - len(fresh)] = self._mapped[-1 - len(fresh)] = True  # the last old page is longer
 
     def _page(self, page: int, array: States | None = None) -> States:

@@ -29,6 +29,7 @@ import trio
 
 from mirrorfs import limits
 from mirrorfs.errors import LegError
+from mirrorfs.histogram import Histogram
 from mirrorfs.intent.log import Batch, IntentLog
 from mirrorfs.intent.states import DIRTY, MODIFIED, UNWRITTEN
 from mirrorfs.mirror import membership
@@ -63,6 +64,7 @@ class _Round:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.error: OSError | None = None
+        self.served = 0
 
 
 class Keeper:
@@ -116,6 +118,9 @@ class Keeper:
         self.rounds = 0
         self.served = 0
         """Rounds stored, and commits they served."""
+        self.round_seconds = Histogram()
+        self.round_served = Histogram(1, 11)
+        """How long rounds took that were stored, and how many commits each served."""
 
     @property
     def record(self) -> VolumeRecord:
@@ -170,6 +175,7 @@ class Keeper:
         """
         current = self._next
         self.served += 1
+        current.served += 1
         self._wake.set()
         await current.done.wait()
         if current.error:
@@ -251,8 +257,11 @@ class Keeper:
                 await self._wake.wait()
                 self._wake = trio.Event()
                 current, self._next = self._next, _Round()
+                began = trio.current_time()
                 try:
                     await self._store()
+                    self.round_seconds.add(trio.current_time() - began)
+                    self.round_served.add(current.served)
                 except OSError as error:
                     current.error = error
                 current.done.set()

@@ -47,7 +47,7 @@ class LogFile(PageStore):
         """Make the header durable in the copy that is not current, then call that one current."""
         header = replace(self.header, name=record.name, size=record.size, events=record.events, serial=serial)
         copy = 1 - self._copy
-        await self.leg.write(logfile.HEADER_OFFSETS[copy], logfile.encode_header(header), durable=True)
+        await self._put(logfile.HEADER_OFFSETS[copy], logfile.encode_header(header))
         self.header, self._copy = header, copy
 
     async def void(self) -> None:

@@ -13,6 +13,7 @@ from mirrorfs.leg.base import Buffer, LaneLeg, Leg
 from mirrorfs.metadata import badlist, wibm
 from mirrorfs.mirror.badblocks import BadBlocks
 from mirrorfs.mirror.behind import Backlog
+from mirrorfs.mirror.legcalls import FLUSH, READ, WRITE, ZERO
 from mirrorfs.mirror.pages import PageStore
 from mirrorfs.mirror.readerrors import ReadErrors
 from mirrorfs.model import VolumeRecord
@@ -57,14 +58,16 @@ class Member(PageStore):
         return f'<Member {self.slot} {self.leg.path}>'
 
     async def read(self, offset: int, length: int) -> Buffer:
-        return await self.leg.read(self.layout.data_offset + offset, length)
+        return await self.made.timed(READ, length, self.leg.read(self.layout.data_offset + offset, length))
 
     async def read_into(self, offset: int, view: memoryview) -> None:
-        await self.leg.read_into(self.layout.data_offset + offset, view)
+        reading = self.leg.read_into(self.layout.data_offset + offset, view)
+        await self.made.timed(READ, len(view), reading)
 
     async def read_medium(self, offset: int, length: int) -> Buffer:
         await self.catch_up()
-        return await self.leg.read_medium(self.layout.data_offset + offset, length)
+        reading = self.leg.read_medium(self.layout.data_offset + offset, length)
+        return await self.made.timed(READ, length, reading)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write, or have it written later if the leg may be behind."""
@@ -75,12 +78,13 @@ class Member(PageStore):
 
     async def _write_now(self, offset: int, data: Buffer) -> None:
         await self._let_stuck_calls_return()
-        await self.leg.write(self.layout.data_offset + offset, data)
+        await self.made.timed(WRITE, len(data), self.leg.write(self.layout.data_offset + offset, data))
 
     async def zero(self, offset: int, length: int, *, keep: bool = False) -> None:
         await self.catch_up()
         await self._let_stuck_calls_return()
-        await self.leg.zero(self.layout.data_offset + offset, length, keep=keep)
+        zeroing = self.leg.zero(self.layout.data_offset + offset, length, keep=keep)
+        await self.made.timed(ZERO, length, zeroing)
 
     async def discard(self, offset: int, length: int) -> bool:
         await self.catch_up()
@@ -92,12 +96,13 @@ class Member(PageStore):
             await self.backlog.put(offset, data)
             return
         await self._let_stuck_calls_return()
-        await self.leg.write_bulk(self.layout.data_offset + offset, data)
+        writing = self.leg.write_bulk(self.layout.data_offset + offset, data)
+        await self.made.timed(WRITE, len(data), writing)
 
     async def flush(self) -> None:
         """Have all that was written before on stable storage, what is behind included."""
         await self.catch_up()
-        await self.leg.flush()
+        await self.made.timed(FLUSH, 0, self.leg.flush())
 
     def fall_behind(self, limit: int) -> Backlog:
         """From now on writes may be behind; the caller runs the backlog."""
@@ -111,7 +116,8 @@ class Member(PageStore):
     async def write_medium(self, offset: int, data: Buffer) -> None:
         await self.catch_up()
         await self._let_stuck_calls_return()
-        await self.leg.write_medium(self.layout.data_offset + offset, data)
+        writing = self.leg.write_medium(self.layout.data_offset + offset, data)
+        await self.made.timed(WRITE, len(data), writing)
 
     async def _let_stuck_calls_return(self) -> None:
         while self.stuck:
@@ -160,7 +166,7 @@ class Member(PageStore):
             if offset is None:
                 raise LegError(errno.EOPNOTSUPP, f'{self.leg.path} has no room for a bad-block list')
             page = badlist.encode(volume, self.identity, bad.entries(self._bad_serial + 1))
-            await self.leg.write(offset, page, durable=True)
+            await self._put(offset, page)
             self._bad_serial += 1
             self._bad_copy = copy
         self.bad_stored = bad
@@ -169,7 +175,7 @@ class Member(PageStore):
         """Make `record` durable in the superblock copy that is not current, then call that one current."""
         sup = wibm.LegSuper(record, self.identity, self.slot, self.layout, serial)
         copy = 1 - self.super_copy
-        await self.leg.write(wibm.SUPER_OFFSETS[copy], wibm.encode_super(sup), durable=True)
+        await self._put(wibm.SUPER_OFFSETS[copy], wibm.encode_super(sup))
         self.super_copy = copy
 
     async def store_super_anew(self, record: VolumeRecord, serial: int) -> None:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from mirrorfs.intent.log import Batch
 from mirrorfs.leg.base import Leg
 from mirrorfs.metadata import logfile, wibm
+from mirrorfs.mirror.legcalls import METADATA, LegCalls
 
 
 class PageStore:
@@ -21,6 +22,7 @@ class PageStore:
 
     def __init__(self, leg: Leg, pages: int) -> None:
         self.leg = leg
+        self.made = LegCalls()
         self.page_copies: npt.NDArray[np.uint8] = np.ones(pages, np.uint8)
         """The current copy of each log page (uint8 [pages]); the next write goes to the other one."""
         self.log_serial = 0
@@ -49,11 +51,15 @@ class PageStore:
             run = pages[start:end]
             copy = 1 - int(self.page_copies[run[0]])
             data = b''.join(batch.encode(page, copy) for page in run)
-            await self.leg.write(self.layout.page_offset(run[0], copy), data, durable=True)
+            await self._put(self.layout.page_offset(run[0], copy), data)
             start = end
         for page in pages:
             self.page_copies[page] = 1 - self.page_copies[page]
         self.log_serial = batch.serial
+
+    async def _put(self, offset: int, data: bytes) -> None:
+        """Write metadata, durably."""
+        await self.made.timed(METADATA, len(data), self.leg.write(offset, data, durable=True))
 
     def _continues(self, page: int, following: int) -> bool:
         """Whether two pages lie side by side on the leg, so that one write takes both."""

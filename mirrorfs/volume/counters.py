@@ -1,6 +1,12 @@
 """What a volume counts beside what its data lane counts (`mirrorfs.hot.HotTable`)."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mirrorfs.histogram import Histogram
+
+OPERATIONS = ('read', 'write', 'flush', 'discard')
+"""Requests for bytes; the last includes allocating."""
 
 
 @dataclass(slots=True)
@@ -21,3 +27,7 @@ class Counters:
     waited: float = 0.0
     waits: int = 0
     """Seconds that requests of the slow path took, and how many there were."""
+    seconds: dict[str, Histogram] = field(default_factory=lambda: {word: Histogram() for word in OPERATIONS})
+    """How long requests of the slow path took, by operation, those that failed included."""
+    errors: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(OPERATIONS, 0)))
+    """How many requests failed, by operation; all that fail do so on the slow path."""

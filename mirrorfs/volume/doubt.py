@@ -66,8 +66,7 @@ def map_alone(image: wibm.LogImage) -> wibm.LogImage:
 
 def add_outside(log: IntentLog, image: wibm.LogImage) -> None:
     """Take what is not on the legs from the log outside."""
-    log.states |= image.states & np.uint8(ALL & ~MAP)
-    log.durable[:] = log.states
+    log.add(image.states & np.uint8(ALL & ~MAP))
     log.serial = max(log.serial, int(image.serials.max()))
 
 

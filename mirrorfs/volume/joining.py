@@ -81,9 +81,7 @@ class Joiner:
             return None
         return next((n for n, s in enumerate(record.slots) if s.leg == sup.leg and s.state.is_stale), None)
 
-    async def take_back(
-        self, slot: int, leg: Leg, *, partial: bool = False, changed: bool = False
-    ) -> None:
+    async def take_back(self, slot: int, leg: Leg, *, partial: bool = False, changed: bool = False) -> None:
         """Let an opened leg rejoin as `slot`.  Raises Refused before anything is written.
 
         With `partial` only a leg whose absence was tracked: EAGAIN for one that needs everything.  `changed`:
@@ -204,7 +202,9 @@ class Joiner:
                 raise Refused(errno.EAGAIN, f'{volume.name} just changed; try again')
             keeper.members[slot] = member
             keeper.record = transition(keeper.record)
-            keeper.quarantine.pop(slot, None)
+            left = keeper.quarantine.pop(slot, None)
+            if left and left.identity == identity:
+                member.made = left.made  # what is counted of a leg goes on
             volume.legs_changing()
             await keeper.commit()
         self._started.rebuilder.wake()

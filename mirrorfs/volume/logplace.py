@@ -54,6 +54,7 @@ async def move_log(volume: Volume, opener: Opener, place: str, *, force: bool = 
     OSError where no leg or not the pool can record it.
     """
     if place == place_of(volume.record):
+        volume.keeper.log_trouble = ''  # none, say, is what is wanted from now on
         return
     if place == NONE:
         await _leave_file(volume, None)
