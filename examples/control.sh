@@ -11,6 +11,7 @@ POLL=${POLL:-1}
 STALL=${STALL:-600}
 me=${0##*/}
 name='' control='' volume='' # set by open_volume
+seen='' since=0              # what waiting saw last, and since when
 
 say() { printf '%s: %s\n' "$me" "$*"; }
 
@@ -53,7 +54,7 @@ try() {
     local file=$1 word words=()
     shift
     for word; do # quoted where need be, as for a shell: paths may hold anything
-        [[ $word != *[!A-Za-z0-9_/.:=@+-]* ]] || word="'${word//\'/\'\\\'\'}'"
+        [[ $word && $word != *[!A-Za-z0-9_/.:=@+-]* ]] || word="'${word//\'/\'\\\'\'}'"
         words+=("$word")
     done
     { printf '%s\n' "${words[*]}" >"$volume/$file"; } 2>/dev/null
@@ -110,16 +111,23 @@ is_idle_spare() { is "$1" spare && [[ $(leg_fact "$1" recovery_start) == none ]]
 
 # wait_in_sync UUID: until that leg is in sync; die if it fails, or if nothing moves for STALL seconds.
 wait_in_sync() {
-    local path seen='' now since=$SECONDS
+    local path
     path=$(leg_fact "$1" path) || die "$name has no leg $1 any more"
     until is "$1" in_sync; do
         is "$1" spare || is "$1" in_sync || die "$path is $(leg_fact "$1" state): $(last Fail "$path ")"
-        now="$(<"$volume/sync_action") $(<"$volume/sync_completed") $(leg_fact "$1" recovery_start || true)"
-        if [[ $now != "$seen" ]]; then
-            seen=$now since=$SECONDS
-        elif ((SECONDS - since >= STALL)); then
-            die "$path: no progress for $STALL s (sync_action is ${now%% *}); see mirrorfs status; run me again"
-        fi
-        sleep "$POLL"
+        wait_a_little "$(leg_fact "$1" recovery_start || true)"
     done
+}
+
+# wait_a_little FACT: sleep; die if neither it nor the progress of the pass under way has moved for STALL seconds.
+wait_a_little() {
+    local action facts
+    action=$(<"$volume/sync_action")
+    facts="$action $(<"$volume/sync_completed") ${1-}"
+    if [[ $facts != "$seen" ]]; then
+        seen=$facts since=$SECONDS
+    elif ((SECONDS - since >= STALL)); then
+        die "$name: no progress for $STALL s, sync_action is $action; see mirrorfs status, then run me again"
+    fi
+    sleep "$POLL"
 }

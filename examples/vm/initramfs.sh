@@ -6,7 +6,7 @@
 # Makes FOLDER/vmlinuz and FOLDER/initrd.  INIT is the script that the guest runs as its first process; busybox'
 # applets are in its PATH, after `/bin/busybox --install -s /bin`.  Each module, with all that it needs, can be
 # loaded by modprobe, and is listed in /etc/modules.  Each program of this machine is taken along with its shared
-# libraries, at the same path.
+# libraries, at the same path; by that it is to be called, as busybox' shell prefers applets of the same name.
 #
 # The two packages are fetched once, by `apt-get download`, and kept unpacked in $XDG_CACHE_HOME/mirrorfs/guest
 # (~/.cache/mirrorfs/guest); remove that for newer ones.  Needs no root.  Exit codes: 0 made, 1 failed, 2 usage.
@@ -101,6 +101,7 @@ trap 'rm -rf "$root"' EXIT
 version=$(ls "$cache/lib/modules")
 modules=$cache/lib/modules/$version
 install -D "$cache/bin/busybox" "$root/bin/busybox"
+ln -s busybox "$root/bin/sh"
 install -D "$1" "$root/init"
 mkdir -p "$root"/{dev,etc,mnt,proc,sys,tmp} "$root/lib/modules/$version"
 cp "$modules/modules.dep" "$root/lib/modules/$version/"

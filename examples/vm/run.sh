@@ -8,8 +8,8 @@
 # writes files to an ext4 and syncs each.  Meanwhile LEG is failed by its control file.  When the guest has powered off
 # the leg is taken back, which copies what it lacks, and all legs are compared.
 #
-# FILE gets what the guest says on its serial console.  Environment: ACCEL, what runs the guest (kvm:tcg: KVM
-# where it works, else emulation, which takes half a minute).  Exit codes: 0 all held, 1 not so, 2 usage.
+# FILE gets what the guest says on its serial console.  Environment: ACCEL, what runs the guest (tcg, emulation, which
+# works everywhere; kvm is faster).  Exit codes: 0 all held, 1 not so, 2 usage.
 #
 # The disk of a VM of your own needs the same words as here, whoever starts it (libvirt-disk.xml beside this):
 #   cache=none    O_DIRECT, so that there are many requests under way, and nothing is kept in a cache twice; what
@@ -33,9 +33,7 @@ cleanup() {
 }
 
 boot() {
-    local accel=() word
-    for word in ${accelerators//:/ }; do accel+=(-accel "$word"); done
-    qemu-system-x86_64 "${accel[@]}" -m 256 -nodefaults -no-user-config -display none -no-reboot \
+    qemu-system-x86_64 -accel "${ACCEL:-tcg}" -m 256 -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$tmp/vmlinuz" -initrd "$tmp/initrd" -append "console=ttyS0 quiet panic=-1 files=$FILES" \
         -serial "file:$log" \
         -drive "file=${image//,/,,},format=raw,if=virtio,cache=none,aio=native,discard=unmap" </dev/null &
@@ -46,25 +44,25 @@ boot() {
 await() {
     local since=$SECONDS
     until grep -q -- "$1" "$log" 2>/dev/null; do
-        kill -0 "$qemu" 2>/dev/null || grep -q -- "$1" "$log" || guest_failed 'ended'
-        ((SECONDS - since < BOOT)) || guest_failed "is not so far within $BOOT s"
+        kill -0 "$qemu" 2>/dev/null || grep -q -- "$1" "$log" || guest_failed "$1" 'ended'
+        ((SECONDS - since < BOOT)) || guest_failed "$1" "is not so far within $BOOT s"
         sleep 0.05
     done
 }
 
 guest_failed() {
     tail -n 20 "$log" >&2
-    die "the guest $1; it should have said '${2-guest: done}'"
+    die "the guest $2; it should have said '$1'"
 }
 
 compare_legs() {
     tell sync_action check
-    while [[ $(<"$volume/sync_action") == check ]]; do sleep 0.1; done
+    while [[ $(<"$volume/sync_action") == check ]]; do wait_a_little; done
     [[ $(<"$volume/mismatch_cnt") == 0 ]] || die "legs differ: $(<"$volume/mismatches")"
     say "compared: $(last RebuildFinished 'check, ')"
 }
 
-log='' accelerators=${ACCEL:-kvm:tcg}
+log=''
 while [[ ${1-} == -* ]]; do
     case $1 in
     --log) log=${2-} ;;
