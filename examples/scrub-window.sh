@@ -45,9 +45,11 @@ scrub_until() {
 }
 
 begin() {
+    local from
+    from=$(<"$volume/sync_min")
     if try sync_action check; then
         begun=yes
-        say "checking $name from sector $(<"$volume/sync_min") of $(sectors)"
+        say "checking $name from sector $from of $(sectors)"
     elif [[ $(sync_action) == idle ]]; then
         tell sync_action check # which says why not
     fi

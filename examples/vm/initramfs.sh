@@ -34,13 +34,14 @@ quietly() {
 
 # fetch: fill the cache, whole or not at all.
 fetch() {
-    local new=$cache.$$ real
-    real=$(apt-cache depends "$KERNEL" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
-    [[ $real ]] || die "apt knows no package $KERNEL; as root: apt-get update"
+    local new=$cache.$$
     mkdir -p "$new"
     # shellcheck disable=SC2064  # now
     trap "rm -rf '$new'" EXIT
-    (cd "$new" && quietly apt-get -q -o APT::Sandbox::User= download "$real" busybox-static)
+    if ! (download "$new") 2>/dev/null; then
+        ((EUID)) || quietly apt-get -q update # its lists may be missing, or old
+        (download "$new")
+    fi
     for package in "$new"/*.deb; do
         quietly dpkg-deb -x "$package" "$new"
     done
@@ -49,6 +50,16 @@ fetch() {
     quietly "$new/bin/busybox" depmod -b "$new" "$(ls "$new/lib/modules")"
     rm -rf "$cache"
     mv "$new" "$cache"
+    trap - EXIT
+}
+
+# download FOLDER: get the packages; changes directory.
+download() {
+    local real
+    real=$(apt-cache depends "$KERNEL" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    [[ $real ]] || die "apt knows no package $KERNEL; as root: apt-get update"
+    cd "$1"
+    quietly apt-get -q -o APT::Sandbox::User= download "$real" busybox-static
 }
 
 # add_module NAME: the module and what it needs; one that is built into the kernel is there already.
