@@ -30,15 +30,18 @@ here=$(dirname "$(realpath -- "${BASH_SOURCE[0]}")")
 STAY=2 # legs in sync that the others must be when one goes
 
 come_in() {
-    if is "$leg" in_sync; then
+    case ,$(leg_fact "$leg" state), in
+    *,in_sync,*)
         say "$path is in sync already"
         return
-    fi
-    if ! is "$leg" spare; then
+        ;;
+    *,spare,*) ;; # an earlier run took it back
+    *)
         [[ -e $path ]] || die "$path is not there; is its disk mounted?"
         # One that was missing may be taken back by itself at this very moment, and is busy then.
         try re-add "$leg" || is "$leg" spare || is "$leg" in_sync || tell re-add "$leg"
-    fi
+        ;;
+    esac
     say "bringing $path up to date"
     wait_in_sync "$leg"
     say "$path: $(last RebuildFinished "$path ")"

@@ -72,7 +72,8 @@ report() {
     if [[ $places ]]; then
         say 'legs differ here (offset, length, legs and digests of what they hold):' >&2
         printf '%s\n' "$places" >&2
-        say "to rewrite it from most legs, or from leg N: echo repair >$volume/sync_action, echo 'repair N'" >&2
+        say "to rewrite that from what most legs hold: echo repair >$volume/sync_action" >&2
+        say "or from what leg N holds: echo 'repair N' >$volume/sync_action" >&2
         exit 4
     fi
 }
