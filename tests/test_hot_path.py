@@ -175,6 +175,8 @@ class Watched(System):
     def _noting(self, name: str, real: Callable[..., int]) -> Callable[..., int]:
         def call(fd: int, buffer: Any, *rest: int) -> int:
             part = buffer[0] if isinstance(buffer, (tuple, list)) else buffer
+            if 'write' in name:
+                self.seen[name] = part  # before: whoever waits for the reply looks at once
             result = real(fd, buffer, *rest)
             self.seen[name] = part
             return result

@@ -469,3 +469,19 @@ async def _large_writes(kernel: Kernel, size: int) -> None:
     for _ in range(size // len(block)):
         kernel.write(0, block)
         assert (await kernel.reply())[1] == 0
+
+
+# Samples of how long it takes
+
+
+async def test_one_request_in_64_is_timed(legs: list[int]) -> None:
+    table = table_over(legs)
+    async with serving(table) as (kernel, _):
+        for turn in range(256):
+            if turn % 2:
+                kernel.write(0, b'x')
+            else:
+                kernel.read(0, 1)
+            assert (await kernel.reply())[1] == 0
+    assert sum(table.lane_reads.counts) + sum(table.lane_writes.counts) in (2, 3, 4, 5)
+    assert table.reads + table.writes == 256

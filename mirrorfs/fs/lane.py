@@ -55,6 +55,8 @@ SLOT, _OPCODE, UNIQUE, NODE, _OFFSET, _SIZE, _FLAGS, _BUFFER = range(8)
 BUFFER_SIZE = limits.REQUEST_MAX + limits.PAGE
 _SMALL = 64 << 10
 """The data of a write up to this size stay in the lane's own buffer; a larger one keeps the buffer."""
+_SAMPLED = 0x7E
+"""A request whose unique number, which is even, has none of these bits is timed: one of 64."""
 _FINE = 255
 """How much of a chunk was written in pieces: all of it."""
 _NOT_READY = 100
@@ -120,6 +122,7 @@ class Lane:
         self._pwrite, self._preadv, self._reply = system.pwrite, system.preadv, system.write
         self._piece, self._wide, self._eager = system.piece, system.wide, system.eager
         self._small = min(_SMALL, system.wide - 1)
+        self._clock = system.clock
         self._poller = system.poller(gateway.fuse)
         self._jobs, self._done = system.queue(), system.queue()
         self._mate: Running | None = None
@@ -289,6 +292,7 @@ class Lane:
     def _answer(self, table: HotTable, call: Ticket) -> None:
         """Do the first of the requests, or hand it over.  Raises Superseded."""
         gateway, opcode = self.gateway, call[_OPCODE]
+        began = 0.0 if call[UNIQUE] & _SAMPLED else self._clock()
         if gateway.fault is not None:
             gateway.fault(opcode)
         reply: bytes | memoryview | None = None
@@ -309,6 +313,8 @@ class Lane:
         except OSError as error:
             if error.errno not in GONE:
                 raise
+        if began:
+            (table.lane_writes if opcode == FUSE_WRITE else table.lane_reads).add(self._clock() - began)
         if opcode == FUSE_WRITE and call[_SIZE] > self._small:
             gateway.recycle(call[_BUFFER])
 
@@ -387,7 +393,7 @@ class Lane:
             return size
         for chunk in range(first, last + 1):
             here = min(end, (chunk + 1) << shift) - max(offset, chunk << shift)
-            fine[chunk] = min(_FINE, fine[chunk] + (here * _FINE >> shift))
+            fine[chunk] = min(_FINE, fine[chunk] - (-here * _FINE >> shift))
         return self._piece
 
     def _read(self, table: HotTable, call: Ticket) -> memoryview | None:
