@@ -255,15 +255,16 @@ class Keeper:
         try:
             while True:
                 await self._wake.wait()
+                began = trio.current_time()
                 self._wake = trio.Event()
                 current, self._next = self._next, _Round()
-                began = trio.current_time()
                 try:
                     await self._store()
-                    self.round_seconds.add(trio.current_time() - began)
-                    self.round_served.add(current.served)
                 except OSError as error:
                     current.error = error
+                if current.error is None:
+                    self.round_seconds.add(trio.current_time() - began)
+                    self.round_served.add(current.served)
                 current.done.set()
         finally:
             for waiting in (current, self._next):
