@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import sys
 
 import click
 
@@ -14,7 +13,7 @@ from mirrorfs.fs import daemon, mounting
 
 @click.command()
 @POOL
-@click.argument('mountpoint', type=Place())
+@click.argument('mountpoint', metavar='MOUNTPOINT', type=Place())
 @click.option('-f', '--foreground', is_flag=True, help='stay in the foreground')
 @click.option(
     '-o', 'options', multiple=True, help='mount options: allow_other, cache=auto, leg_timeout=SECONDS, …'
@@ -22,21 +21,32 @@ from mirrorfs.fs import daemon, mounting
 @click.option('--force', multiple=True, metavar='NAME', help='start NAME although its legs may be stale')
 def mount(
     pool: str, mountpoint: str, foreground: bool, options: tuple[str, ...], force: tuple[str, ...]
-) -> None:
-    """Mount POOL on MOUNTPOINT; returns when the mount answers."""
+) -> int:
+    """Mount POOL on MOUNTPOINT; returns when the mount answers.
+
+    The exit code is 32 where mounting failed, as with mount(8).
+
+    \b
+    mirrorfs mount /srv/pool /srv/images
+    mirrorfs mount /srv/pool /srv/images -o allow_other,cache=auto
+    mirrorfs mount /srv/pool /srv/images --force vm1
+    """
     parsed = mounting.parse_options(','.join(options))
     parsed.force.extend(force)
     target = find(pool)
-    target.directory.require()
     run = daemon.run_in_foreground if foreground else daemon.run_in_background
-    sys.exit(run(str(target.directory.path), mountpoint, parsed))
+    return run(str(target.directory.path), mountpoint, parsed)
 
 
 @click.command()
 @POOL
 @click.option('-l', '--lazy', is_flag=True, help='detach now, stop when the last file is closed')
 def umount(pool: str, lazy: bool) -> None:
-    """Unmount POOL and wait until its daemon has stopped cleanly."""
+    """Unmount POOL and wait until its daemon has stopped cleanly.
+
+    \b
+    mirrorfs umount /srv/pool
+    """
     target = find(pool)
     if target.mountpoint is None:
         for known in mounting.mounts():

@@ -4,7 +4,8 @@ import errno
 
 import click
 
-from mirrorfs.cli.common import POOL, VOLUME, find
+from mirrorfs.cli import complete
+from mirrorfs.cli.common import POOL, VOLUME, alike, find
 from mirrorfs.errors import Refused
 
 KEYS = {
@@ -30,7 +31,7 @@ KEYS = {
 @click.command('set')
 @POOL
 @VOLUME
-@click.argument('key', metavar='KEY')
+@click.argument('key', metavar='KEY', shell_complete=complete.words(*KEYS))
 @click.argument('value', metavar='VALUE')
 def set_(pool: str, name: str, key: str, value: str) -> None:
     """Set KEY of a volume to VALUE.
@@ -49,5 +50,6 @@ def set_(pool: str, name: str, key: str, value: str) -> None:
     mirrorfs set /srv/pool vm1 quorum_policy wait     below it they wait; or error, readonly
     """
     if key not in KEYS:
-        raise Refused(errno.EINVAL, f'{key!r} cannot be set; what can be: {", ".join(sorted(KEYS))}')
+        hint = alike(key, KEYS) or f'what can be: {", ".join(sorted(KEYS))}'
+        raise Refused(errno.EINVAL, f'{key!r} cannot be set; {hint}')
     find(pool).require_mounted().volume_command(name, KEYS[key], value)

@@ -1,24 +1,24 @@
-"""list, status, wait, events: what is, and what happens."""
+"""list, status, events: what is, and what happens."""
 
-import errno
 import json
 import select
 import sys
-import time
-from typing import Any, Self
+from typing import Any
 
 import click
 
-from mirrorfs.cli.common import POOL, Mounted, Target, find
-from mirrorfs.cli.progress import Meter, bar, pace
+from mirrorfs.cli import complete, health
+from mirrorfs.cli.common import POOL, Mounted, Target, find, no_volume
+from mirrorfs.cli.manner import manner
+from mirrorfs.cli.progress import bar, pace, share
 from mirrorfs.cli.spare import lines as spare_lines
 from mirrorfs.cli.spare import shared_spares
 from mirrorfs.definitions import status_of_records
-from mirrorfs.errors import BadMetadata, Refused
+from mirrorfs.errors import BadMetadata
 from mirrorfs.units import format_size
 
 JSON = click.option('--json', 'as_json', is_flag=True, help='for programs')
-NAME = click.argument('name', metavar='[NAME]', required=False)
+NAME = click.argument('name', metavar='[NAME]', required=False, shell_complete=complete.volumes)
 
 
 def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
         return volumes
     wanted = [volume for volume in volumes if volume['name'] == name]
     if not wanted:
-        raise Refused(errno.ENOENT, f'no volume {name!r} in {target.directory.path}')
+        raise no_volume(name, (volume['name'] for volume in volumes), target.directory.path)
     return wanted
 
 
@@ -41,7 +41,11 @@ def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
 @POOL
 @JSON
 def list_(pool: str, as_json: bool) -> None:
-    """List the volumes of POOL, a line each."""
+    """List the volumes of POOL, a line each.
+
+    \b
+    mirrorfs list /srv/pool
+    """
     volumes = _volumes(find(pool), None)
     if as_json:
         click.echo(json.dumps([volume['name'] for volume in volumes]))
@@ -54,13 +58,29 @@ def list_(pool: str, as_json: bool) -> None:
 @POOL
 @NAME
 @JSON
-def status(pool: str, name: str | None, as_json: bool) -> None:
-    """Show the volumes of POOL, or NAME alone, with their legs."""
+@health.TEST
+def status(pool: str, name: str | None, as_json: bool, test: bool) -> int:
+    """Show the volumes of POOL, or NAME alone, with their legs.
+
+    With --test the exit code is that of mdadm --detail --test: 0 all is well, 1 a leg is missing, 2 a volume
+    is of no use any more, 4 cannot tell (not mounted, say, or no such volume).
+
+    \b
+    mirrorfs status /srv/pool
+    mirrorfs status /srv/pool vm1 --json
+    mirrorfs status /srv/pool --test --quiet || mail -s mirrorfs root
+    """
     target = find(pool)
     volumes = _volumes(target, name)
+    code = health.code(volumes, mounted=bool(target.mountpoint)) if test else 0
     if as_json:
         click.echo(json.dumps(volumes, indent=1))
-        return
+    elif not (test and manner().quiet):
+        _show(target, volumes, name)
+    return code
+
+
+def _show(target: Target, volumes: list[dict[str, Any]], name: str | None) -> None:
     where = f'mounted on {target.mountpoint}' if target.mountpoint else 'not mounted'
     click.echo(f'pool {target.directory.path}, {where}')
     for volume in volumes:
@@ -142,124 +162,43 @@ def _chunks(chunks: dict[str, int]) -> str:
 
 
 def _sync(sync: dict[str, Any]) -> str:
-    share = _share(sync)
-    drawn = f'{bar(share)} ' if sys.stdout.isatty() else ''
+    done = share(sync)
+    drawn = f'{bar(done)} ' if sys.stdout.isatty() else ''
     left = sync['total_bytes'] - sync['done_bytes']
-    return f'{sync["action"]} {drawn}{int(share * 100)}%{pace(left, sync["speed"])}'
-
-
-def _share(sync: dict[str, Any]) -> float:
-    """Return how much of a pass is done, 0 to 1."""
-    return float(sync['done_bytes'] / sync['total_bytes']) if sync['total_bytes'] else 1.0
-
-
-@click.command()
-@POOL
-@NAME
-@click.option('--timeout', type=float, default=None, help='give up after so many seconds')
-def wait(pool: str, name: str | None, timeout: float | None) -> None:
-    """Wait until no resync, recovery or scrub is left to do; shows how far it is.
-
-    The exit code is 0 if all went well, 1 if a leg is missing then, a pass ended before its end, or the time
-    is up.
-    """
-    mounted = find(pool).require_mounted()
-    began = time.monotonic()
-    with _Waiting() as waiting:
-        while busy := [volume for volume in _volumes(find(pool), name) if _is_busy(volume)]:
-            waiting.show(busy)
-            if timeout is not None and time.monotonic() - began > timeout:
-                raise Refused(errno.ETIMEDOUT, f'not done after {timeout:g} s')
-            time.sleep(0.05)
-        volumes = [v for v in mounted.status()['volumes'] if name in (None, v['name'])]
-        for volume in volumes:
-            waiting.end(volume)
-    for volume in volumes:
-        if complaint := waiting.complaint(volume):
-            raise Refused(errno.EIO, f'{volume["name"]} {complaint}; see mirrorfs status')
-
-
-class _Waiting:
-    """What `wait` shows, and what it has seen."""
-
-    def __init__(self) -> None:
-        self._meter: Meter | None = None
-        self._shown: tuple[str, str, int | None] | None = None
-        """The pass that the meter is for: volume, action, leg."""
-        self._seen: set[str] = set()
-        """Volumes that there was something to wait for."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._meter:
-            self._meter.leave()
-
-    def show(self, busy: list[dict[str, Any]]) -> None:
-        """Show how far the first of the busy volumes is that is at work."""
-        self._seen.update(volume['name'] for volume in busy)
-        volume = next((volume for volume in busy if volume.get('sync')), None)
-        if volume is None:
-            return
-        sync = volume['sync']
-        shown = (volume['name'], sync['action'], sync['slot'])
-        if self._meter is None or self._shown != shown:
-            if self._meter:
-                self._meter.leave()
-            self._meter, self._shown = _meter(volume['name'], sync), shown
-        self._meter.update(sync['done_bytes'], sync['speed'])
-
-    def end(self, volume: dict[str, Any]) -> None:
-        """Say what was done, also where it was over before anybody could look."""
-        sync = volume.get('last_sync')
-        if not sync or _share(sync) < 1:
-            return
-        if self._meter is None:
-            _meter(volume['name'], sync).finish()
-        elif self._shown and self._shown[:2] == (volume['name'], sync['action']):  # the leg may have moved up
-            self._meter.finish()
-
-    def complaint(self, volume: dict[str, Any]) -> str:
-        """Return what is not as it was to be; empty if all is well."""
-        if volume.get('broken'):
-            return f'is broken: {volume["broken"]}'
-        if volume.get('degraded'):
-            return 'is still degraded'
-        last = volume.get('last_sync')
-        if volume['name'] in self._seen and last and _share(last) < 1:
-            return f'had its {last["action"]} end at {int(_share(last) * 100)}%'
-        return ''
-
-
-def _meter(name: str, sync: dict[str, Any]) -> Meter:
-    return Meter(f'{name}: {sync["action"]}', sync['total_bytes'])
-
-
-def _is_busy(volume: dict[str, Any]) -> bool:
-    if volume.get('sync_action') == 'frozen' or volume.get('broken'):
-        return False
-    spares = any(
-        leg['state'] == 'spare' and leg['recovery_start'] is not None for leg in volume.get('legs', [])
-    )
-    if volume.get('sync_action') in ('check', 'repair'):
-        return True
-    return bool(volume.get('sync') or volume.get('chunks', {}).get('needs_resync') or spares)
+    return f'{sync["action"]} {drawn}{int(done * 100)}%{pace(left, sync["speed"])}'
 
 
 @click.command()
 @POOL
 @click.option('--follow', is_flag=True, help='go on as events happen')
-def events(pool: str, follow: bool) -> None:
-    """Show the events of a mounted POOL."""
+@JSON
+def events(pool: str, follow: bool, as_json: bool) -> None:
+    """Show the events of a mounted POOL; with --json an object a line.
+
+    \b
+    mirrorfs events /srv/pool
+    mirrorfs events /srv/pool --follow | grep --line-buffered Fail
+    """
     mounted = find(pool).require_mounted()
     with open(mounted.control / 'events', 'rb', buffering=0) as stream:
         poller = select.poll()
         poller.register(stream, select.POLLIN)
+        begun = ''
         while True:
-            while text := stream.read(1 << 16):
-                sys.stdout.write(text.decode())
+            while text := stream.read(1 << 16).decode():
+                whole, newline, begun = f'{begun}{text}'.rpartition('\n')
+                sys.stdout.write(_objects(whole) if as_json else f'{whole}{newline}')
             sys.stdout.flush()
             if not follow:
                 return
             poller.poll()
+
+
+def _objects(text: str) -> str:
+    """Return lines of events as lines of JSON: time, event, volume (null where it is none's) and the rest."""
+    objects = []
+    for line in text.splitlines():
+        time, event, volume, said = [*line.split(' ', 3), ''][:4]
+        name = None if volume == '-' else volume
+        objects.append(json.dumps({'time': time, 'event': event, 'volume': name, 'text': said}))
+    return ''.join(f'{one}\n' for one in objects)
