@@ -12,7 +12,9 @@ from mirrorfs.cli.progress import Meter, share
 from mirrorfs.cli.status import NAME
 from mirrorfs.errors import Refused
 
-WAIT = click.option('--wait', is_flag=True, help='return when all is copied, and show how far it is')
+WAIT = click.option(
+    '--wait', is_flag=True, help='return when nothing is left to copy or compare, and show how far it is'
+)
 _LOOK_EVERY = 0.05
 
 
