@@ -44,7 +44,8 @@ def volumes(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 def legs(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """Return the legs of the volume that was named before: slots, and paths once one is begun."""
-    found = [volume for volume in _volumes(context) if volume['name'] == context.params.get('name')]
+    _, name = _named(context)
+    found = [volume for volume in _volumes(context) if volume['name'] == name]
     items = []
     for leg in _legs(found[0]) if found else []:
         said = f'{leg["state"]} {leg["path"]}'
@@ -61,8 +62,17 @@ def words(*known: str) -> Callable[[click.Context, click.Parameter, str], Items]
     ]
 
 
+def _named(context: click.Context) -> tuple[str, str]:
+    """Return the pool and the volume that were named; empty where none was yet.
+
+    Behind an option that lacks its value click has not looked at arguments, and leaves them as they are.
+    """
+    pool, name, *_ = [*context.args, '', '']
+    return context.params.get('pool') or pool, context.params.get('name') or name
+
+
 def _volumes(context: click.Context) -> list[dict[str, Any]]:
-    pool = context.params.get('pool')
+    pool, _ = _named(context)
     return _in_time(lambda: _read_volumes(pool), []) if pool else []
 
 
