@@ -178,6 +178,17 @@ def test_a_refusal_says_what_may_have_been_meant(
     assert says.replace('POOL', pool) in f'{said["error"]}; {said["hint"]}'
 
 
+@pytest.mark.parametrize('there', [False, True])
+def test_a_refused_create_leaves_no_pool_behind(tmp_path: Path, there: bool) -> None:
+    pool = tmp_path / 'pool'
+    if there:
+        pool.mkdir()
+    words = ['create', str(pool), 'disk', '--size', '64K', '--leg']
+    assert run_here(*words, str(tmp_path))[0] == 1, 'a folder is no leg'
+    assert list(tmp_path.rglob('*')) == ([pool] if there else [])
+    assert run_here(*words, str(tmp_path / 'a'))[0] == 0 == run_here('list', str(pool))[0]
+
+
 # Legs by the start of a UUID
 
 ROWS = some.lists(some.uuids(), min_size=1, max_size=8, unique=True)

@@ -145,6 +145,12 @@ class Mounted:
         path = self.control / file
         line = shlex.join(words)
         try:
+            command = f'{line}\n'.encode()
+        except UnicodeEncodeError:
+            raise Refused(
+                errno.EILSEQ, f'{line!a} is not UTF-8; a mounted pool takes no other names'
+            ) from None
+        try:
             fd = os.open(path, os.O_WRONLY)
         except FileNotFoundError:
             raise Refused(errno.ENOENT, f'{path} is not there') from None
@@ -156,7 +162,7 @@ class Mounted:
             events.read()
             try:
                 with Pulse(f'waiting for the daemon: {path.name}'):
-                    into.write(f'{line}\n'.encode())
+                    into.write(command)
             except OSError as error:
                 reason = _reason(events.read()) or error.strerror
                 raise Refused(error.errno or errno.EIO, f'{reason}') from None

@@ -67,9 +67,16 @@ def create(
     if target.mountpoint:
         _create_mounted(Mounted(target.mountpoint), request, image)
     else:
+        new = not target.directory.exists()
+        there = target.directory.path.exists()
         target.directory.make()
-        target.hold()
-        _create_at_rest(target.directory, request, image)
+        try:
+            target.hold()
+            _create_at_rest(target.directory, request, image)
+        except BaseException:
+            if new:
+                target.directory.unmake(leave_folder=there)
+            raise
     _warn_of_shared_disk(paths)
     manner().facts.update(size=size, legs=paths)
     say(f'{name}: {format_size(size)}, {len(paths)} legs')

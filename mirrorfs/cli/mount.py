@@ -7,6 +7,7 @@ import os
 import click
 
 from mirrorfs.cli.common import POOL, Place, find, wait_until
+from mirrorfs.cli.manner import manner
 from mirrorfs.errors import Refused
 from mirrorfs.fs import daemon, mounting
 
@@ -34,6 +35,7 @@ def mount(
     parsed = mounting.parse_options(','.join(options))
     parsed.force.extend(force)
     target = find(pool)
+    manner().facts['mountpoint'] = os.path.abspath(mountpoint)
     run = daemon.run_in_foreground if foreground else daemon.run_in_background
     return run(str(target.directory.path), mountpoint, parsed)
 
