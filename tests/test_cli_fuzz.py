@@ -146,7 +146,7 @@ def copy(template: Path, folder: Path) -> None:
 
 
 def try_lines(template: Path, folder: Path, prepare: Callable[[], object], seed: int, *words: str) -> None:
-    """Run LINES lines, without some words, each in the same folder; check how each ends and what it leaves."""
+    """Run LINES lines without some words, each in the same folder; check how it ends and what it leaves."""
     fresh = False
     ends: dict[int, int] = {}
     for number in range(seed, seed + LINES):

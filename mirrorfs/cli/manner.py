@@ -85,7 +85,6 @@ class Verbs(click.Group):
         for parameter in command.params:
             if parameter.name == _OWN_JSON:
                 parameter.callback = lambda context, _, value: _asks_for_json(context, value)
-                parameter.is_eager = False
         if command.callback:
             command.callback = _answering(command.callback)
         super().add_command(command, name)
