@@ -58,7 +58,9 @@ def assemble(
         raise split
     kin = {n: leg for n, leg in legs.items() if kinship(leg.lineage, pool.lineage) is not Kinship.CONFLICT}
     current = {
-        number: leg for number, leg in kin.items() if leg.events >= pool.events and has_all(leg, number)
+        number: leg
+        for number, leg in kin.items()
+        if leg.events >= pool.events and has_all(leg, number)
     }
     if current:
         truth = max(current.values(), key=lambda leg: (leg.events, leg.updated_us))

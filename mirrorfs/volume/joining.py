@@ -81,7 +81,9 @@ class Joiner:
             return None
         return next((n for n, s in enumerate(record.slots) if s.leg == sup.leg and s.state.is_stale), None)
 
-    async def take_back(self, slot: int, leg: Leg, *, partial: bool = False, changed: bool = False) -> None:
+    async def take_back(
+        self, slot: int, leg: Leg, *, partial: bool = False, changed: bool = False
+    ) -> None:
         """Let an opened leg rejoin as `slot`.  Raises Refused before anything is written.
 
         With `partial` only a leg whose absence was tracked: EAGAIN for one that needs everything.  `changed`:

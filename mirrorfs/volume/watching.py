@@ -147,6 +147,8 @@ class Watcher:
             volume.emit('StaleLeg', volume.name, path, text)
             return
         try:
-            await self._admin.welcome_back(slot, partial=volume.record.return_policy is ReturnPolicy.PARTIAL)
+            await self._admin.welcome_back(
+                slot, partial=volume.record.return_policy is ReturnPolicy.PARTIAL
+            )
         except Refused as refusal:
             volume.emit('StaleLeg', volume.name, path, f'is there again and stays away: {refusal}')
