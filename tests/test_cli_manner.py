@@ -114,7 +114,7 @@ def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_output_that_cannot_be_written_is_one_line_at_most(
     at_rest: Path, redirection: str, code: int, says: str
 ) -> None:
-    done = sh(f'"$@" {redirection}', *CLI, 'status', at_rest / 'pool')
+    done = sh(f'unset PYTHONUNBUFFERED; "$@" {redirection}', *CLI, 'status', at_rest / 'pool')
     assert done.returncode == code
     assert says in done.stderr and done.stderr.count('\n') <= 1 and 'Traceback' not in done.stderr
 
