@@ -11,7 +11,7 @@ import trio
 from mirrorfs import limits
 from mirrorfs.cli.common import POOL, SIZE, VOLUME, Mounted, confirm, find, log_place, no_volume
 from mirrorfs.cli.manner import manner, say
-from mirrorfs.cli.progress import Meter
+from mirrorfs.cli.progress import Meter, Pulse
 from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
@@ -128,7 +128,8 @@ def _create_at_rest(directory: PoolDirectory, request: Request, image: str | Non
 
 
 async def _make(request: Request, image: str | None) -> VolumeRecord:
-    record = await create_volume(request, FileOpener(), Settings())
+    with Pulse('making the legs'):
+        record = await create_volume(request, FileOpener(), Settings())
     return await _fill(record, image) if image else record
 
 
