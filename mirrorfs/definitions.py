@@ -149,6 +149,15 @@ class PoolDirectory:
             message = f'cannot make a pool at {self.path}: {error.strerror}'
             raise Refused(error.errno or errno.EIO, message) from None
 
+    def unmake(self, *, leave_folder: bool) -> None:
+        """Undo `make` where the pool has got no volume, and nothing else, meanwhile."""
+        if not any(self._volumes.iterdir()):
+            self._volumes.rmdir()
+            for name in (_MARK, 'lock'):
+                (self.path / name).unlink(missing_ok=True)
+            if not leave_folder:
+                self.path.rmdir()
+
     def require(self) -> None:
         """Raise Refused: ENOENT unless this is a pool, EACCES where that cannot be seen."""
         try:

@@ -16,7 +16,7 @@ log=
 
 # What building and running needs, what the tests need on top, and what they do without.
 packages=(fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv util-linux e2fsprogs)
-test_packages=(fio qemu-utils qemu-system-common qemu-system-x86 mdadm strace)
+test_packages=(fio qemu-utils qemu-system-common qemu-system-x86 mdadm strace groff-base)
 optional_packages=(shellcheck)
 
 say() { printf 'setup: %s\n' "$*"; }

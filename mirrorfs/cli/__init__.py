@@ -1,13 +1,16 @@
 """The ``mirrorfs`` command.  One module a group of verbs; shared things are in `common`."""
 
 import sys
+from collections.abc import Sequence
 
 import click
 
 import mirrorfs
 from mirrorfs.cli import (
     assemble,
+    complete,
     create,
+    ending,
     examine,
     legs,
     log,
@@ -18,23 +21,33 @@ from mirrorfs.cli import (
     settings,
     spare,
     status,
+    waiting,
 )
-from mirrorfs.cli.common import EXIT_REFUSED, EXIT_SYSTEM
+from mirrorfs.cli.common import EXIT_CODES
+from mirrorfs.cli.manner import Manner, Verbs, shared_options
 from mirrorfs.cli.map import map_
-from mirrorfs.errors import BadMetadata, Refused
+
+_CODES = ', '.join(f'{code} {meaning}' for code, meaning in EXIT_CODES)
 
 
 @click.group(
+    cls=Verbs,
+    params=shared_options(),
     context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 100},
-    epilog='Exit codes: 0 done, 1 refused or wrong usage, 2 system error. '
-    'Sizes are bytes, or numbers with K, M, G, T (powers of 1024).',
+    epilog=f'Exit codes: {_CODES}.  Sizes are bytes, or with K, M, G, T, P (powers of 1024): 10G, 512KiB.',
 )
 @click.version_option(mirrorfs.__version__)
-@click.option('--debug', is_flag=True, help='show tracebacks')
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
-    """Mirrored volume images in a pool.  POOL is the pool's directory, or where it is mounted."""
-    context.obj = debug
+def cli() -> None:
+    """Mirrored volume images in a pool.
+
+    POOL is the pool's directory, or where it is mounted.  NAME is a volume.  LEG is a slot number, a path, or
+    the start of a UUID.
+
+    \b
+    mirrorfs create /srv/pool vm1 --size 10G --leg /mnt/a/vm1.leg --leg /mnt/b/vm1.leg
+    mirrorfs mount /srv/pool /srv/images
+    mirrorfs status /srv/pool
+    """
 
 
 for command in (
@@ -44,7 +57,7 @@ for command in (
     mount.umount,
     status.list_,
     status.status,
-    status.wait,
+    waiting.wait,
     status.events,
     map_,
     monitor.monitor,
@@ -66,40 +79,27 @@ for command in (
     examine.examine,
     assemble.assemble,
     assemble.resolve,
+    complete.completion,
 ):
     cli.add_command(command)
 
 
 def main() -> None:
-    """Run the command line; no traceback reaches a user without --debug."""
-    if mounthelpers.is_meant(sys.argv[1:], cli.commands):
-        sys.exit(mounthelpers.mount(sys.argv[1:]))
+    """Run the command line of this process, and end it."""
+    ending.open_standard_streams()
+    words = sys.argv[1:]
+    sys.exit(mounthelpers.mount(words) if mounthelpers.is_meant(words, cli.commands) else run(words))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return the exit code.  Raises nothing, but with --debug."""
+    manner = Manner()
     try:
-        code = cli.main(prog_name='mirrorfs', standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(EXIT_REFUSED)
-    except Refused as refusal:
-        _fail(str(refusal), EXIT_REFUSED)
-    except BadMetadata as bad:
-        _fail(str(bad), EXIT_SYSTEM)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_SYSTEM)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if '--debug' in sys.argv:
+        code = cli.main(list(arguments), prog_name='mirrorfs', standalone_mode=False, obj=manner)
+        ending.flush()
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+        if manner.debug or '--debug' in arguments:
             raise
-        _fail(str(error), EXIT_SYSTEM)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str, code: int) -> None:
-    if '--debug' in sys.argv:
-        raise
-    print(f'mirrorfs: {message}', file=sys.stderr)
-    sys.exit(code)
+        manner.json = manner.json or '--json' in arguments  # it may stand behind what is wrong
+        return ending.tell(error, manner)
+    return code if isinstance(code, int) else 0

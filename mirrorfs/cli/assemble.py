@@ -13,7 +13,10 @@ import click
 import trio
 
 from mirrorfs import atrest
-from mirrorfs.cli.common import EXIT_REFUSED, POOL, VOLUME, Target, find
+from mirrorfs.cli import complete
+from mirrorfs.cli.common import EXIT_REFUSED, POOL, VOLUME, Target, find, no_volume
+from mirrorfs.cli.manner import manner, say
+from mirrorfs.cli.progress import Pulse
 from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
@@ -56,16 +59,18 @@ def assemble(
     \b
     mirrorfs assemble /srv/pool /mnt/a /mnt/b/disk.leg
     """
-    directory = _at_rest(find(pool))
+    target = find(pool, new=True)
+    directory = _at_rest(target)
     known: dict[str, VolumeRecord] = {}
     if directory.exists():
-        directory.lock()
+        target.hold()
         known, _ = directory.load()
-    outcomes = plan(legs, known, recursive=recursive, force=force)
+    with Pulse('looking for legs'):
+        outcomes = plan(legs, known, recursive=recursive, force=force)
     if not dry_run and any(outcome.rebuilt for outcome in outcomes):
         if not directory.exists():
             directory.make()
-            directory.lock()
+            target.hold()
         outcomes = [_save(directory, outcome) for outcome in outcomes]
     if as_json:
         click.echo(json.dumps([_facts(outcome) for outcome in outcomes], indent=1))
@@ -181,39 +186,53 @@ def _lines(outcome: Outcome) -> list[str]:
 @click.command(epilog='LEG is a slot number, a path, or the start of a UUID.')
 @POOL
 @VOLUME
-@click.option('--keep', metavar='LEG', help='go on from this leg; without it, the sides are shown')
+@click.option(
+    '--keep', metavar='LEG', shell_complete=complete.legs,
+    help='go on from this leg; without it, the sides are shown',
+)  # fmt: skip
 def resolve(pool: str, name: str, keep: str | None) -> None:
     """End the split brain of a volume: choose the leg that it goes on from.
 
     What the other side has is kept as it is until its legs are overwritten: remove, then add --force.
+
+    \b
+    mirrorfs resolve /srv/pool vm1            shows the sides
+    mirrorfs resolve /srv/pool vm1 --keep 0
     """
     target = find(pool)
     word = os.path.abspath(keep) if keep and '/' in keep else keep or ''
-    if target.mountpoint:
-        _resolve_mounted(target, name, word)
-    else:
-        _resolve_at_rest(target.directory, name, word)
+    resolve_there = _resolve_mounted if target.mountpoint else _resolve_at_rest
+    sides = resolve_there(target, name, word)
     if word:
-        click.echo(f'{name}: goes on from leg {keep}')
+        say(f'{name}: goes on from leg {keep}')
+    elif manner().json:
+        manner().facts['sides'] = sides
+    else:
+        click.echo('\n'.join(sides or ['none']))
 
 
-def _resolve_mounted(target: Target, name: str, word: str) -> None:
+def _resolve_mounted(target: Target, name: str, word: str) -> list[str]:
+    """Choose a leg; or return the sides to choose from, a line each."""
     mounted = target.require_mounted()
     if word:
         mounted.volume_command(name, 'resolve', 'keep', word)
-        return
+        return []
     mounted.volume(name)
-    click.echo((mounted.control / 'volumes' / name / 'resolve').read_text(), nl=False)
+    said = (mounted.control / 'volumes' / name / 'resolve').read_text().splitlines()
+    return [] if said == ['none'] else said
 
 
-def _resolve_at_rest(directory: PoolDirectory, name: str, word: str) -> None:
-    directory.require()
-    directory.lock()
+def _resolve_at_rest(target: Target, name: str, word: str) -> list[str]:
+    """As `_resolve_mounted`."""
+    directory = target.directory
+    target.hold()
     records, damaged = directory.load()
+    if name in damaged:
+        raise Refused(errno.EIO, damaged[name])
     if name not in records:
-        raise Refused(errno.ENOENT, damaged.get(name, f'no volume {name!r} in {directory.path}'))
+        raise no_volume(name, records, directory.path)
     if word:
         trio.run(_settle, directory, records[name], False, word)
-        return
+        return []
     split = trio.run(atrest.split_of, directory, records[name], FileOpener(), Settings())
-    click.echo('\n'.join(split.lines()) if isinstance(split, SplitBrain) else 'none')
+    return list(split.lines()) if isinstance(split, SplitBrain) else []

@@ -9,8 +9,9 @@ import click
 import trio
 
 from mirrorfs import limits
-from mirrorfs.cli.common import POOL, SIZE, VOLUME, Mounted, find, log_place
-from mirrorfs.cli.progress import Meter
+from mirrorfs.cli.common import POOL, SIZE, VOLUME, Mounted, confirm, find, log_place, no_volume
+from mirrorfs.cli.manner import manner, say
+from mirrorfs.cli.progress import Meter, Pulse
 from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
 from mirrorfs.leg.opening import FileOpener
@@ -52,7 +53,8 @@ def create(
     """Make a volume NAME in POOL (a new directory becomes a pool).
 
     \b
-    mirrorfs create /srv/pool disk --size 10G --leg /mnt/a/disk.leg --leg /mnt/b/disk.leg
+    mirrorfs create /srv/pool vm1 --size 10G --leg /mnt/a/vm1.leg --leg /mnt/b/vm1.leg
+    mirrorfs create /srv/pool vm2 --from vm2.img --leg /dev/sdx --leg missing
     """
     if size is None:
         if image is None:
@@ -66,15 +68,23 @@ def create(
     zeroes = DetectZeroes[detect_zeroes.upper()]
     request = Request(name, size, paths, chunk, log != NONE, force, outside, zeroes)
     request.check()
-    target = find(pool)
+    target = find(pool, new=True)
     if target.mountpoint:
         _create_mounted(Mounted(target.mountpoint), request, image)
     else:
+        new = not target.directory.exists()
+        there = target.directory.path.exists()
         target.directory.make()
-        target.directory.lock()
-        _create_at_rest(target.directory, request, image)
+        try:
+            target.hold()
+            _create_at_rest(target.directory, request, image)
+        except BaseException:
+            if new:
+                target.directory.unmake(leave_folder=there)
+            raise
     _warn_of_shared_disk(paths)
-    click.echo(f'{name}: {format_size(size)}, {len(paths)} legs')
+    manner().facts.update(size=size, legs=paths)
+    say(f'{name}: {format_size(size)}, {len(paths)} legs')
 
 
 def _warn_of_shared_disk(paths: list[str]) -> None:
@@ -124,7 +134,8 @@ def _create_at_rest(directory: PoolDirectory, request: Request, image: str | Non
 
 
 async def _make(request: Request, image: str | None) -> VolumeRecord:
-    record = await create_volume(request, FileOpener(), Settings())
+    with Pulse('making the legs'):
+        record = await create_volume(request, FileOpener(), Settings())
     return await _fill(record, image) if image else record
 
 
@@ -203,16 +214,21 @@ def pieces(image: str) -> Iterator[tuple[int, bytes]]:
 @click.option('--yes', is_flag=True, help='do not ask')
 @click.option('--force', is_flag=True, help='also where more would be lost than legs can tell')
 def destroy(pool: str, name: str, yes: bool, force: bool) -> None:
-    """Forget the volume NAME.  Its legs keep their content."""
+    """Forget the volume NAME.  Its legs keep their content.
+
+    \b
+    mirrorfs destroy /srv/pool vm1 --yes
+    """
     target = find(pool)
-    target.directory.require()
     if not yes:
-        click.confirm(f'Forget the volume {name} of {target.directory.path}?', abort=True)
+        confirm(f'Forget the volume {name} of {target.directory.path}?')
     if target.mountpoint:
-        Mounted(target.mountpoint).command('destroy', name, *(['force'] if force else []))
+        mounted = Mounted(target.mountpoint)
+        mounted.volume(name)
+        mounted.command('destroy', name, *(['force'] if force else []))
         return
-    target.directory.lock()
+    target.hold()
     records, damaged = target.directory.load()
     if name not in records and name not in damaged:
-        raise Refused(errno.ENOENT, f'no volume {name!r} in {target.directory.path}')
+        raise no_volume(name, {*records, *damaged}, target.directory.path)
     target.directory.delete(name)

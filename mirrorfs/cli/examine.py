@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mirrorfs.cli.common import EXIT_REFUSED
+from mirrorfs.cli.progress import Pulse
 from mirrorfs.errors import BadMetadata
 from mirrorfs.fs.mdstat import bitmap_word
 from mirrorfs.intent.states import DIRTY, WORDS
@@ -20,8 +21,13 @@ from mirrorfs.units import format_size, format_time
 @click.argument('legs', nargs=-1, required=True, metavar='LEG…', type=click.Path())
 @click.option('--json', 'as_json', is_flag=True, help='for programs')
 def examine(legs: tuple[str, ...], as_json: bool) -> int:
-    """Show what each LEG, log file or shared spare says of itself."""
-    answers = [read_facts(path) for path in legs]
+    """Show what each LEG, log file or shared spare says of itself.
+
+    \b
+    mirrorfs examine /mnt/a/vm1.leg /dev/sdx
+    """
+    with Pulse('reading legs'):
+        answers = [read_facts(path) for path in legs]
     if as_json:
         click.echo(json.dumps(answers, indent=1))
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mirrorfs.cli import terminal
 from mirrorfs.cli.advice import Advice, Facts, Level, advise, level
-from mirrorfs.cli.progress import bar, pace
+from mirrorfs.cli.progress import bar, pace, share
 from mirrorfs.cli.terminal import printable
 from mirrorfs.units import format_size
 
@@ -114,10 +114,10 @@ def _chunks(chunks: dict[str, int]) -> str:
 
 
 def _sync(sync: dict[str, Any], look: Look) -> str:
-    done, total = sync['done_bytes'], sync['total_bytes']
-    share = done / total if total else 1.0
-    drawn = f'{bar(share)} ' if look.bars else ''
-    return f'{sync["action"]} {drawn}{int(share * 100)}%{pace(total - done, sync["speed"])}'
+    done = share(sync)
+    drawn = f'{bar(done)} ' if look.bars else ''
+    left = sync['total_bytes'] - sync['done_bytes']
+    return f'{sync["action"]} {drawn}{int(done * 100)}%{pace(left, sync["speed"])}'
 
 
 # Legs, as a table

@@ -6,20 +6,23 @@ from typing import Any
 
 import click
 
-from mirrorfs.cli.common import POOL, VOLUME, Mounted, Target, find, log_place
+from mirrorfs.cli import complete
+from mirrorfs.cli.common import POOL, VOLUME, Mounted, Target, find, log_place, no_volume
 from mirrorfs.cli.examine import read_facts
 from mirrorfs.errors import Refused
 from mirrorfs.fs.mdstat import bitmap_word
 from mirrorfs.intent.states import WORDS
 from mirrorfs.model import VolumeRecord
 from mirrorfs.units import format_size
-from mirrorfs.volume.logplace import place_of
+from mirrorfs.volume.logplace import INTERNAL, NONE, place_of
 
 
 @click.command()
 @POOL
 @VOLUME
-@click.argument('place', metavar='[internal|none|PATH]', required=False)
+@click.argument(
+    'place', metavar='[internal|none|PATH]', required=False, shell_complete=complete.words(INTERNAL, NONE)
+)
 @click.option('--force', is_flag=True, help='overwrite a file that is not empty')
 @click.option('--json', 'as_json', is_flag=True, help='for programs')
 def log(pool: str, name: str, place: str | None, force: bool, as_json: bool) -> None:
@@ -56,7 +59,7 @@ def _facts(target: Target, name: str) -> dict[str, Any]:
     if name in damaged:
         raise Refused(errno.EIO, damaged[name])
     if name not in records:
-        raise Refused(errno.ENOENT, f'no volume {name!r} in {target.directory.path}')
+        raise no_volume(name, {*records, *damaged}, target.directory.path)
     record = records[name]
     facts = {'log': bitmap_word(record), 'location': place_of(record), 'chunk_size': record.chunk_size}
     return facts | {'chunks': _at_rest(record)}

@@ -32,13 +32,13 @@ def map_(pool: str, name: str, svg: str | None, png: str | None, as_json: bool) 
     mirrorfs map /srv/pool vm1 --svg vm1.svg --png vm1.png
     """
     said = _said(find(pool), name)
-    if as_json:
-        click.echo(json.dumps(said))
     drawn = chart.read(said)
     if svg:
         _write(svg, picture.svg(drawn).encode())
     if png:
         _write(png, picture.png(drawn))
+    if as_json:
+        click.echo(json.dumps(said))
     if as_json or svg or png:
         return
     columns, height = terminal.size()

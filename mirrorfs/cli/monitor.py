@@ -14,8 +14,10 @@ from logging import CRITICAL, ERROR, INFO, WARNING
 
 import click
 
+from mirrorfs.cli import complete
 from mirrorfs.cli.common import Place, find
 from mirrorfs.cli.following import Following, Notice
+from mirrorfs.cli.terminal import printable
 from mirrorfs.errors import Refused
 from mirrorfs.events import LEVELS
 from mirrorfs.fs import mounting
@@ -32,7 +34,7 @@ Report = Callable[[Notice], None]
 
 
 @click.command()
-@click.argument('pools', metavar='[POOL]...', nargs=-1, type=Place())
+@click.argument('pools', metavar='[POOL]...', nargs=-1, type=Place(), shell_complete=complete.pools)
 @click.option('-1', '--oneshot', is_flag=True, help='say what is wrong now, and end')
 @click.option('-t', '--test', is_flag=True, help='say TestMessage for every volume first')
 @click.option('-p', '--program', '--alert', metavar='PROGRAM', help='run PROGRAM EVENT POOL/VOLUME [LEG]')
@@ -42,6 +44,7 @@ Report = Callable[[Notice], None]
     '-d',
     '--delay',
     type=click.FloatRange(0.1, 86400),
+    metavar='SECONDS',
     default=1.0,
     show_default=True,
     help='seconds between two looks',
@@ -62,8 +65,8 @@ def monitor(
     send it.
 
     \b
-    mirrorfs monitor --program /usr/local/sbin/tell-me
     mirrorfs monitor --oneshot /srv/pool        from cron: what is wrong now
+    mirrorfs monitor --program /usr/local/sbin/tell-me
     """
     report = _reporter(program, to_syslog=to_syslog, as_json=as_json)
     following = Following(pools)
@@ -113,12 +116,7 @@ def line(notice: Notice) -> str:
     """Return an event as a line for people, without the time: ``EVENT on POOL/VOLUME LEG: TEXT``."""
     event = notice.event
     about = f'{event.word} on {notice.what}{f" {event.device}" if event.device else ""}'
-    return _on_one_line(f'{about}: {event.text}' if event.text else about)
-
-
-def _on_one_line(text: str) -> str:
-    printable = (c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
-    return ''.join(printable)
+    return printable(f'{about}: {event.text}' if event.text else about)
 
 
 def _print(text: str) -> None:

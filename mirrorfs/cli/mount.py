@@ -2,11 +2,11 @@
 
 import errno
 import os
-import sys
 
 import click
 
 from mirrorfs.cli.common import POOL, Place, find, wait_until
+from mirrorfs.cli.manner import manner
 from mirrorfs.errors import Refused
 from mirrorfs.fs import daemon, mounting
 from mirrorfs.fs.options import describe, parse_options
@@ -26,20 +26,29 @@ def _words(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 @click.command()
 @POOL
-@click.argument('mountpoint', type=Place())
+@click.argument('mountpoint', metavar='MOUNTPOINT', type=Place())
 @click.option('-f', '--foreground', is_flag=True, help='stay in the foreground')
 @click.option(
-    '-o', 'options', multiple=True, callback=_words, is_eager=True, help='mount options; -o help lists them'
-)
+    '-o', 'options', multiple=True, metavar='WORD,…', callback=_words, is_eager=True,
+    help='mount options; -o help lists them',
+)  # fmt: skip
 @click.option('--force', multiple=True, metavar='NAME', help='start NAME although its legs may be stale')
-def mount(pool: str, mountpoint: str, foreground: bool, options: list[str], force: tuple[str, ...]) -> None:
-    """Mount POOL on MOUNTPOINT; returns when the mount answers."""
+def mount(pool: str, mountpoint: str, foreground: bool, options: list[str], force: tuple[str, ...]) -> int:
+    """Mount POOL on MOUNTPOINT; returns when the mount answers.
+
+    The exit code is 32 where mounting failed, as with mount(8).
+
+    \b
+    mirrorfs mount /srv/pool /srv/images
+    mirrorfs mount /srv/pool /srv/images -o allow_other,cache=auto
+    mirrorfs mount /srv/pool /srv/images --force vm1
+    """
     parsed = parse_options(','.join(options))
     parsed.force.extend(force)
     target = find(pool)
-    target.directory.require()
+    manner().facts['mountpoint'] = os.path.abspath(mountpoint)
     run = daemon.run_in_foreground if foreground else daemon.run_in_background
-    sys.exit(run(str(target.directory.path), mountpoint, parsed))
+    return run(str(target.directory.path), mountpoint, parsed)
 
 
 @click.command()
@@ -47,7 +56,11 @@ def mount(pool: str, mountpoint: str, foreground: bool, options: list[str], forc
 @click.option('-l', '--lazy', is_flag=True, help='detach now, stop when the last file is closed')
 @click.option('--dead', is_flag=True, help='only if its daemon has died; else leave it alone')
 def umount(pool: str, lazy: bool, dead: bool) -> None:
-    """Unmount POOL and wait until its daemon has stopped cleanly."""
+    """Unmount POOL and wait until its daemon has stopped cleanly.
+
+    \b
+    mirrorfs umount /srv/pool
+    """
     target = find(pool)
     if target.mountpoint is not None:
         if not dead:

@@ -23,7 +23,7 @@ from mirrorfs.fs.options import OptionWords, parse_options
 
 def is_meant(words: Sequence[str], verbs: Container[str]) -> bool:
     """Whether the command line is that of fuse3's helper: no verb, but ``SOURCE DIR -o WORDS``."""
-    return len(words) == 4 and words[2] == '-o' and words[0] not in verbs
+    return len(words) == 4 and words[2] == '-o' and words[0][:1] != '-' and words[0] not in verbs
 
 
 def mount(words: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import trio
 
+from mirrorfs.cli.common import no_volume
 from mirrorfs.cli.patience import Patient
 from mirrorfs.definitions import PoolDirectory, status_of_records
 from mirrorfs.errors import BadMetadata, Refused
@@ -75,8 +76,7 @@ def chunk_map(directory: PoolDirectory, name: str) -> dict[str, Any]:
     if name not in records:
         if name in damaged:
             raise Refused(errno.EIO, damaged[name])
-        known = ', '.join(records) or 'none'
-        raise Refused(errno.ENOENT, f'no volume {name!r} in {directory.path}; there are: {known}')
+        raise no_volume(name, records, directory.path)
     record = records[name]
     seen: dict[int, _Seen] = {}
     for number, slot in enumerate(record.slots):

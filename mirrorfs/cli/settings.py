@@ -4,7 +4,8 @@ import errno
 
 import click
 
-from mirrorfs.cli.common import POOL, VOLUME, find
+from mirrorfs.cli import complete
+from mirrorfs.cli.common import POOL, VOLUME, alike, find
 from mirrorfs.errors import Refused
 
 KEYS = {
@@ -31,7 +32,7 @@ KEYS = {
 @click.command('set')
 @POOL
 @VOLUME
-@click.argument('key', metavar='KEY')
+@click.argument('key', metavar='KEY', shell_complete=complete.words(*KEYS))
 @click.argument('value', metavar='VALUE')
 def set_(pool: str, name: str, key: str, value: str) -> None:
     """Set KEY of a volume to VALUE.
@@ -52,5 +53,6 @@ def set_(pool: str, name: str, key: str, value: str) -> None:
     mirrorfs set /srv/pool vm1 detect_zeroes unmap    a write of zeros takes no space
     """
     if key not in KEYS:
-        raise Refused(errno.EINVAL, f'{key!r} cannot be set; what can be: {", ".join(sorted(KEYS))}')
+        hint = alike(key, KEYS) or f'what can be: {", ".join(sorted(KEYS))}'
+        raise Refused(errno.EINVAL, f'{key!r} cannot be set; {hint}')
     find(pool).require_mounted().volume_command(name, KEYS[key], value)

@@ -59,7 +59,6 @@ def shared_spares(target: Target) -> list[dict[str, Any]]:
     if target.mountpoint:
         spares: list[dict[str, Any]] = Mounted(target.mountpoint).status()['spares']
         return spares
-    target.directory.require()
     listed = sparelist.decode(target.directory.load_spares_now()).spares
     return [
         {

@@ -1,26 +1,24 @@
-"""list, status, wait, events: what is, and what happens."""
+"""list, status, events: what is, and what happens."""
 
-import errno
 import json
 import select
 import sys
-import time
-from typing import Any, Self
+from typing import Any
 
 import click
 
-from mirrorfs.cli import glance, terminal
+from mirrorfs.cli import complete, glance, health, terminal
 from mirrorfs.cli import watch as watching
-from mirrorfs.cli.common import POOL, Mounted, Target, find
-from mirrorfs.cli.progress import Meter
+from mirrorfs.cli.common import POOL, Mounted, Target, find, no_volume
+from mirrorfs.cli.manner import manner
 from mirrorfs.cli.resting import at_rest
 from mirrorfs.cli.spare import lines as spare_lines
 from mirrorfs.cli.spare import shared_spares
 from mirrorfs.cli.watch import WATCH, WatchCommand
-from mirrorfs.errors import BadMetadata, Refused
+from mirrorfs.errors import BadMetadata
 
 JSON = click.option('--json', 'as_json', is_flag=True, help='for programs')
-NAME = click.argument('name', metavar='[NAME]', required=False)
+NAME = click.argument('name', metavar='[NAME]', required=False, shell_complete=complete.volumes)
 
 
 def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
@@ -35,7 +33,7 @@ def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
         return volumes
     wanted = [volume for volume in volumes if volume['name'] == name]
     if not wanted:
-        raise Refused(errno.ENOENT, f'no volume {name!r} in {target.directory.path}')
+        raise no_volume(name, (volume['name'] for volume in volumes), target.directory.path)
     return wanted
 
 
@@ -43,7 +41,11 @@ def _volumes(target: Target, name: str | None) -> list[dict[str, Any]]:
 @POOL
 @JSON
 def list_(pool: str, as_json: bool) -> None:
-    """List the volumes of POOL, a line each."""
+    """List the volumes of POOL, a line each.
+
+    \b
+    mirrorfs list /srv/pool
+    """
     volumes = _volumes(find(pool), None)
     if as_json:
         click.echo(json.dumps([volume['name'] for volume in volumes]))
@@ -57,33 +59,49 @@ def list_(pool: str, as_json: bool) -> None:
 @NAME
 @JSON
 @WATCH
-def status(pool: str, name: str | None, as_json: bool, watch: float | None) -> None:
+@health.TEST
+def status(pool: str, name: str | None, as_json: bool, watch: float | None, test: bool) -> int:
     """Show the volumes of POOL, or NAME alone, with their legs; and what to type where something is wrong.
+
+    With --test the exit code is that of mdadm --detail --test: 0 all is well, 1 a leg is missing, 2 a volume
+    is of no use any more, 4 cannot tell (not mounted, say, or no such volume).
 
     \b
     mirrorfs status /srv/pool                  all of it
     mirrorfs status /srv/pool vm1 --watch      one volume, again and again
+    mirrorfs status /srv/pool vm1 --json
+    mirrorfs status /srv/pool --test --quiet || mail -s mirrorfs root
     """
     if watch is not None:
-        watching.watch(lambda: _page(pool, name, as_json), watch)
-        return
-    for line in _page(pool, name, as_json):
-        click.echo(line)
+        if test:
+            raise click.UsageError('--test looks once, --watch again and again: one of them, please')
+        watching.watch(lambda: _look(pool, name, as_json)[0], watch)
+        return 0
+    lines, code = _look(pool, name, as_json)
+    if as_json or not (test and manner().quiet):
+        for line in lines:
+            click.echo(line)
+    return code if test else health.WELL
 
 
-def _page(pool: str, name: str | None, as_json: bool) -> list[str]:
-    """Return what is to be shown, as lines."""
+def _look(pool: str, name: str | None, as_json: bool) -> tuple[list[str], int]:
+    """Return what is to be shown, as lines, and the code for ``--test``."""
     target = find(pool)
     volumes = _volumes(target, name)
+    code = health.code(volumes, mounted=bool(target.mountpoint))
     if as_json:
-        return json.dumps(volumes, indent=1).split('\n')
-    look = glance.Look(bool(terminal.colours(sys.stdout)), sys.stdout.isatty())
+        return json.dumps(volumes, indent=1).split('\n'), code
+    return _page(target, volumes, with_spares=name is None), code
+
+
+def _page(target: Target, volumes: list[dict[str, Any]], *, with_spares: bool) -> list[str]:
+    look = glance.Look(bool(terminal.colours(sys.stdout)), terminal.is_live(sys.stdout))
     directory = str(target.directory.path)
     mountpoint = str(target.mountpoint) if target.mountpoint else None
     lines = glance.pool_lines(directory, mountpoint, volumes, look)
     for volume in volumes:
         lines += ['', *glance.volume_lines(volume, directory, mountpoint, look)]
-    return lines if name is not None else lines + _spare_lines(target)
+    return lines + _spare_lines(target) if with_spares else lines
 
 
 def _spare_lines(target: Target) -> list[str]:
@@ -94,118 +112,37 @@ def _spare_lines(target: Target) -> list[str]:
     return ['', 'shared spares:', *(f'  {line}' for line in spare_lines(spares))] if spares else []
 
 
-def _share(sync: dict[str, Any]) -> float:
-    """Return how much of a pass is done, 0 to 1."""
-    return float(sync['done_bytes'] / sync['total_bytes']) if sync['total_bytes'] else 1.0
-
-
-@click.command()
-@POOL
-@NAME
-@click.option('--timeout', type=float, default=None, help='give up after so many seconds')
-def wait(pool: str, name: str | None, timeout: float | None) -> None:
-    """Wait until no resync, recovery or scrub is left to do; shows how far it is.
-
-    The exit code is 0 if all went well, 1 if a leg is missing then, a pass ended before its end, or the time
-    is up.
-    """
-    mounted = find(pool).require_mounted()
-    began = time.monotonic()
-    with _Waiting() as waiting:
-        while busy := [volume for volume in _volumes(find(pool), name) if _is_busy(volume)]:
-            waiting.show(busy)
-            if timeout is not None and time.monotonic() - began > timeout:
-                raise Refused(errno.ETIMEDOUT, f'not done after {timeout:g} s')
-            time.sleep(0.05)
-        volumes = [v for v in mounted.status()['volumes'] if name in (None, v['name'])]
-        for volume in volumes:
-            waiting.end(volume)
-    for volume in volumes:
-        if complaint := waiting.complaint(volume):
-            raise Refused(errno.EIO, f'{volume["name"]} {complaint}; see mirrorfs status')
-
-
-class _Waiting:
-    """What `wait` shows, and what it has seen."""
-
-    def __init__(self) -> None:
-        self._meter: Meter | None = None
-        self._shown: tuple[str, str, int | None] | None = None
-        """The pass that the meter is for: volume, action, leg."""
-        self._seen: set[str] = set()
-        """Volumes that there was something to wait for."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._meter:
-            self._meter.leave()
-
-    def show(self, busy: list[dict[str, Any]]) -> None:
-        """Show how far the first of the busy volumes is that is at work."""
-        self._seen.update(volume['name'] for volume in busy)
-        volume = next((volume for volume in busy if volume.get('sync')), None)
-        if volume is None:
-            return
-        sync = volume['sync']
-        shown = (volume['name'], sync['action'], sync['slot'])
-        if self._meter is None or self._shown != shown:
-            if self._meter:
-                self._meter.leave()
-            self._meter, self._shown = _meter(volume['name'], sync), shown
-        self._meter.update(sync['done_bytes'], sync['speed'])
-
-    def end(self, volume: dict[str, Any]) -> None:
-        """Say what was done, also where it was over before anybody could look."""
-        sync = volume.get('last_sync')
-        if not sync or _share(sync) < 1:
-            return
-        if self._meter is None:
-            _meter(volume['name'], sync).finish()
-        elif self._shown and self._shown[:2] == (volume['name'], sync['action']):  # the leg may have moved up
-            self._meter.finish()
-
-    def complaint(self, volume: dict[str, Any]) -> str:
-        """Return what is not as it was to be; empty if all is well."""
-        if volume.get('broken'):
-            return f'is broken: {volume["broken"]}'
-        if volume.get('degraded'):
-            return 'is still degraded'
-        last = volume.get('last_sync')
-        if volume['name'] in self._seen and last and _share(last) < 1:
-            return f'had its {last["action"]} end at {int(_share(last) * 100)}%'
-        return ''
-
-
-def _meter(name: str, sync: dict[str, Any]) -> Meter:
-    return Meter(f'{name}: {sync["action"]}', sync['total_bytes'])
-
-
-def _is_busy(volume: dict[str, Any]) -> bool:
-    if volume.get('sync_action') == 'frozen' or volume.get('broken'):
-        return False
-    spares = any(
-        leg['state'] == 'spare' and leg['recovery_start'] is not None for leg in volume.get('legs', [])
-    )
-    if volume.get('sync_action') in ('check', 'repair'):
-        return True
-    return bool(volume.get('sync') or volume.get('chunks', {}).get('needs_resync') or spares)
-
-
 @click.command()
 @POOL
 @click.option('--follow', is_flag=True, help='go on as events happen')
-def events(pool: str, follow: bool) -> None:
-    """Show the events of a mounted POOL."""
+@JSON
+def events(pool: str, follow: bool, as_json: bool) -> None:
+    """Show the events of a mounted POOL; with --json an object a line.
+
+    \b
+    mirrorfs events /srv/pool
+    mirrorfs events /srv/pool --follow | grep --line-buffered Fail
+    """
     mounted = find(pool).require_mounted()
     with open(mounted.control / 'events', 'rb', buffering=0) as stream:
         poller = select.poll()
         poller.register(stream, select.POLLIN)
+        begun = ''
         while True:
-            while text := stream.read(1 << 16):
-                sys.stdout.write(text.decode())
+            while text := stream.read(1 << 16).decode():
+                whole, newline, begun = f'{begun}{text}'.rpartition('\n')
+                sys.stdout.write(_objects(whole) if as_json else f'{whole}{newline}')
             sys.stdout.flush()
             if not follow:
                 return
             poller.poll()
+
+
+def _objects(text: str) -> str:
+    """Return lines of events as lines of JSON: time, event, volume (null where it is none's) and the rest."""
+    objects = []
+    for line in text.splitlines():
+        time, event, volume, said = [*line.split(' ', 3), ''][:4]
+        name = None if volume == '-' else volume
+        objects.append(json.dumps({'time': time, 'event': event, 'volume': name, 'text': said}))
+    return ''.join(f'{one}\n' for one in objects)

@@ -18,10 +18,15 @@ def size() -> tuple[int, int]:
     return columns, lines
 
 
-def colours(stream: TextIO, environment: Mapping[str, str] = os.environ) -> int:
+def is_live(stream: TextIO | None) -> bool:
+    """Whether a line can be drawn again in its place."""
+    return stream is not None and stream.isatty() and os.environ.get('TERM') != 'dumb'
+
+
+def colours(stream: TextIO | None, environment: Mapping[str, str] = os.environ) -> int:
     """Return how many colours may be used: 0, 16, 256 or 2**24.  None off a terminal, nor with NO_COLOR."""
     kind = environment.get('TERM', '')
-    if not stream.isatty() or environment.get('NO_COLOR') or kind in ('', 'dumb'):
+    if stream is None or not stream.isatty() or environment.get('NO_COLOR') or kind in ('', 'dumb'):
         return 0
     if environment.get('COLORTERM') in ('truecolor', '24bit'):
         return 1 << 24

@@ -51,7 +51,7 @@ def watch(look: Callable[[], Sequence[str]], interval: float) -> None:
     What goes wrong is shown in their place, and does not end it; nor does a mount that hangs.
     """
     patient = Patient(lambda: _answer(look))
-    live = sys.stdout.isatty()
+    live = terminal.is_live(sys.stdout)
     asked = time.monotonic()
     last: Sequence[str] = ()
     try:
@@ -83,7 +83,6 @@ def _show(lines: Sequence[str], *, live: bool) -> None:
     now = datetime.datetime.now().astimezone().isoformat(' ', 'seconds')
     if not live:
         click.echo('\n'.join([f'--- {now}', *lines, '']))
-        sys.stdout.flush()
         return
     columns, height = terminal.size()
     shown = [now, '', *lines]
@@ -93,4 +92,3 @@ def _show(lines: Sequence[str], *, live: bool) -> None:
     drawn = ''.join(f'{terminal.cut(line, columns)}{_CSI}K\n' for line in shown)
     sys.stdout.write(f'{_CSI}H{drawn}{_CSI}J')
     sys.stdout.flush()
-
