@@ -213,7 +213,7 @@ def _differing(*, majority: bool) -> Callable[[Facts], Iterator[Facts]]:
 
 
 def _right(volume: Facts) -> str:
-    """Return the leg that was of the majority wherever legs differ, when that was seen; else a word for one."""
+    """Return the leg that was of the majority wherever legs differ; a word for one where there is none."""
     for leg in _legs(volume):
         if leg['state'] == 'in_sync' and all(_is_right(leg['slot'], place) for place in volume['mismatches']):
             return str(leg['slot'])
