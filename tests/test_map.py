@@ -206,8 +206,10 @@ def counts(row: dict[str, list[int]]) -> dict[str, int]:
 
 
 @mount
-def test_a_mount_shows_every_state_and_so_do_its_legs_once_it_is_gone(pool: MountedPool) -> None:
-    volume = pool.volume_at_rest('disk', 64 * MIB, legs=3)
+@pytest.mark.parametrize('place', ['internal', 'outside'])
+def test_a_mount_shows_every_state_and_so_do_its_legs_once_it_is_gone(pool: MountedPool, place: str) -> None:
+    options = ('--log', str(pool.base / 'log')) if place == 'outside' else ()
+    volume = pool.volume_at_rest('disk', 64 * MIB, legs=3, options=options)
     pool.start()
     volume.write('bitmap/time_base', '0.05')
     for chunk in range(40):
@@ -235,6 +237,10 @@ def test_a_mount_shows_every_state_and_so_do_its_legs_once_it_is_gone(pool: Moun
     rest = {leg['slot']: leg['counts'] for leg in said(pool)['legs']}
     assert rest[0]['bad_blocks'][0] == 1 and counts(rest[2])['lacking'] == 3
     assert said(pool)['counts']['mismatched'][10] == 1
+    if place == 'outside':
+        (pool.base / 'log').unlink()
+        done = cli('map', pool.directory, 'disk')
+        assert done.returncode == 1 and 'its log in' in done.stderr
 
 
 def corrupt(leg: Path, at: int) -> None:

@@ -166,7 +166,10 @@ def test_watch_stays_in_place_on_a_terminal(pool: MountedPool) -> None:
     os.close(ours)
 
 
-@pytest.mark.parametrize('words', [['--watch', '0'], ['--watch', '-1'], ['--watch=soon']])
+NO_INTERVALS = (['--watch', '0'], ['--watch', '-1'], ['--watch=soon'], ['--watch', '--json'])
+
+
+@pytest.mark.parametrize('words', NO_INTERVALS)
 def test_an_interval_that_is_none_is_refused(words: list[str], tmp_path: Path) -> None:
     done = cli('status', tmp_path, *words)
     assert done.returncode == 1 and '--watch' in done.stderr

@@ -64,6 +64,8 @@ def status(pool: str, name: str | None, as_json: bool, watch: float | None) -> N
     mirrorfs status /srv/pool                  all of it
     mirrorfs status /srv/pool vm1 --watch      one volume, again and again
     """
+    if watch is not None and as_json:
+        raise click.UsageError('--watch is for people; programs read .mirrorfs/status.json again')
     if watch is not None:
         watching.watch(lambda: _page(pool, name, as_json), watch)
         return
