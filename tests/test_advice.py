@@ -151,7 +151,7 @@ CASES = {
     'frozen': Case(
         volume(chunks=DOUBTFUL, sync_action='frozen'), '7 chunks', [f'set {VOLUME} sync_action idle']
     ),
-    'differ': Case(volume(mismatches=PLACES), 'nobody knows', [f'repair {VOLUME} --source LEG']),
+    'differ': Case(volume(mismatches=PLACES), 'too few to vote', [f'repair {VOLUME} --source LEG']),
     'differ, voted': Case(
         volume(mismatches=PLACES, legs=3), '1 places', [f'repair {VOLUME}', f'repair {VOLUME} --source LEG']
     ),
@@ -232,6 +232,14 @@ def test_a_leg_that_a_spare_has_followed_is_to_be_removed_not_taken_back() -> No
     assert [one.rule for one in told] == ['recovering', "in another's place"]
     assert not any('re-add' in step.command for one in told for step in one.steps)
     assert level(facts) is Level.DEGRADED
+
+
+def test_a_leg_that_had_the_majority_while_there_was_one_is_named() -> None:
+    place = {'legs': [{'slots': [1, 2], 'digest': 'a'}, {'slots': [0], 'digest': 'b'}]}
+    other = {'legs': [{'slots': [0, 1], 'digest': 'a'}, {'slots': [2], 'digest': 'b'}]}
+    for places, right in (([place], 1), ([place, other], 1), ([place, PLACES[0]], 'LEG')):
+        (one,) = advise(volume(mismatches=places), POOL, MOUNTPOINT)
+        assert one.steps[0].command.endswith(f' --source {right}')
 
 
 def test_the_most_urgent_comes_first() -> None:

@@ -206,9 +206,23 @@ def _differing(*, majority: bool) -> Callable[[Facts], Iterator[Facts]]:
     def find(volume: Facts) -> Iterator[Facts]:
         voters = sum(1 for leg in _legs(volume) if leg['state'] == 'in_sync')
         if volume.get('mismatches') and not volume.get('sync') and (voters > 2) is majority:
-            yield {'places': len(volume['mismatches']) + volume['mismatches_not_listed']}
+            places = len(volume['mismatches']) + volume['mismatches_not_listed']
+            yield {'places': places, 'right': _right(volume)}
 
     return find
+
+
+def _right(volume: Facts) -> str:
+    """Return the leg that was of the majority wherever legs differ; a word for one where there is none."""
+    for leg in _legs(volume):
+        if leg['state'] == 'in_sync' and all(_is_right(leg['slot'], place) for place in volume['mismatches']):
+            return str(leg['slot'])
+    return 'LEG'
+
+
+def _is_right(slot: int, place: Facts) -> bool:
+    voters = sum(len(group['slots']) for group in place['legs'])
+    return any(slot in group['slots'] and 2 * len(group['slots']) > voters for group in place['legs'])
 
 
 def _log_lost(volume: Facts) -> Iterator[Facts]:
@@ -353,8 +367,8 @@ RULES = (
     ),
     Rule(
         'differ', Level.WARNING, _differing(majority=False),
-        'legs differ in {places} places, and nobody knows which is right',
-        (Step('make the others equal to the leg you believe', f'mirrorfs repair {_VOLUME} --source LEG'),),
+        'legs differ in {places} places, and there are too few to vote on which is right',
+        (Step('make all equal to the right one', f'mirrorfs repair {_VOLUME} --source {{right}}'),),
     ),
     Rule(
         'differ, voted', Level.WARNING, _differing(majority=True),

@@ -133,20 +133,25 @@ def _log(record: VolumeRecord, seen: Mapping[int, _Seen]) -> IntentLog:
     if not record.log_is_outside:
         return doubt.merge(record, trusted, images)[0]
     log, _ = doubt.merge(record, {n: doubt.map_alone(image) for n, image in trusted.items()}, images)
+    try:
+        doubt.add_outside(log, _outside(record))
+    except (BadMetadata, OSError) as error:
+        raise Refused(errno.EIO, f'{record.name}: its log in {record.log_path}: {error}') from None
+    return log
+
+
+def _outside(record: VolumeRecord) -> wibm.LogImage:
+    """Read the log in a file outside the legs.  Raises BadMetadata, OSError."""
     fd = os.open(record.log_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         header = read_log_header(fd)
+        if header.log != record.log_id:
+            raise BadMetadata(f'it is the log of {header.name}')
         length = wibm.pages_for(record.chunks) * wibm.PAGE
-        doubt.add_outside(
-            log,
-            wibm.decode_log(
-                header.log,
-                record.chunks,
-                lambda copy: os.pread(fd, length, header.layout.page_offset(0, copy)),
-            ),
+        return wibm.decode_log(
+            header.log,
+            record.chunks,
+            lambda copy: os.pread(fd, length, header.layout.page_offset(0, copy)),
         )
-    except BadMetadata as bad:
-        raise Refused(errno.EIO, f'{record.name}: its log in {record.log_path}: {bad}') from None
     finally:
         os.close(fd)
-    return log

@@ -72,6 +72,8 @@ def status(pool: str, name: str | None, as_json: bool, watch: float | None, test
     mirrorfs status /srv/pool vm1 --json
     mirrorfs status /srv/pool --test --quiet || mail -s mirrorfs root
     """
+    if watch is not None and as_json:
+        raise click.UsageError('--watch is for people; programs read .mirrorfs/status.json again')
     if watch is not None:
         if test:
             raise click.UsageError('--test looks once, --watch again and again: one of them, please')

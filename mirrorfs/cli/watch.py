@@ -54,6 +54,8 @@ def watch(look: Callable[[], Sequence[str]], interval: float) -> None:
     live = terminal.is_live(sys.stdout)
     asked = time.monotonic()
     last: Sequence[str] = ()
+    if live:
+        sys.stdout.write(f'{_CSI}2J')
     try:
         while True:
             began = time.monotonic()
