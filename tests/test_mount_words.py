@@ -1,5 +1,6 @@
 """The words after -o, and the programs that mount(8) runs, as far as nothing is mounted."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import strategies as st
 from mounts import cli
 
 from mirrorfs.cli import mounthelpers
+from mirrorfs.cli.mount import leave
 from mirrorfs.definitions import PoolDirectory
 from mirrorfs.errors import Refused
-from mirrorfs.fs import daemon
+from mirrorfs.fs import daemon, mounting
 from mirrorfs.fs.options import FLAGS, IGNORED, OPTIONS, REFUSED, Options, describe, parse_options, rows
 
 GOOD = {
@@ -143,6 +145,26 @@ def test_unmounting_what_is_not_ours_fails(tmp_path: Path, capsys: pytest.Captur
     for path in (tmp_path, tmp_path / 'nothing', Path('/')):
         assert mounthelpers.umount([str(path)]) == daemon.EXIT_MOUNT
         assert f'nothing of ours is mounted on {path}' in capsys.readouterr().err
+
+
+def test_an_unmount_waits_until_the_daemon_lets_go_of_the_pool_unless_it_is_lazy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmounted: list[str] = []
+    monkeypatch.setattr(mounting, 'unmount', lambda where, lazy: unmounted.append(where))
+    pool = PoolDirectory(str(tmp_path / 'pool'))
+    pool.make()
+    pool.lock()
+    try:
+        leave(str(pool.path), '/lazily', lazy=True)
+        waiter = threading.Thread(target=leave, args=(str(pool.path), '/here'), kwargs={'lazy': False})
+        waiter.start()
+        waiter.join(0.3)
+        assert waiter.is_alive(), 'it has not waited'
+    finally:
+        pool.unlock()
+    waiter.join(10)
+    assert not waiter.is_alive() and unmounted == ['/lazily', '/here']
 
 
 def test_mirrorfs_is_a_mount_helper_only_where_no_verb_is_meant() -> None:
