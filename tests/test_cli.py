@@ -668,7 +668,7 @@ def test_set_changes_what_can_be_set_and_refuses_the_rest(pool: MountedPool) -> 
 
 
 @pytest.mark.parametrize('verb', ['', *'create destroy mount umount list status wait events set'.split(),
-                                  *'add remove fail re-add grow check repair examine'.split(),
+                                  *'add remove fail re-add grow check repair examine monitor'.split(),
                                   *'assemble resolve replace move mark'.split()])  # fmt: skip
 def test_every_verb_has_help(verb: str) -> None:
     text = cli_ok(*filter(None, [verb]), '--help')

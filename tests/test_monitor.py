@@ -20,7 +20,8 @@ from mirrorfs.events import Event, EventLog, parse, unseen
 
 pytestmark = pytest.mark.timeout(120)
 mount = pytest.mark.mount
-PATH = st.text(st.characters(exclude_characters='\0')).map(lambda text: f'/{text}')
+ANY = st.sampled_from(' /\\\n"é\udcff') | st.characters(exclude_characters='\0')
+PATH = st.text(ANY).map(lambda text: f'/{text}')
 TEXT = st.text().filter(lambda text: not text.startswith('/'))
 
 

@@ -81,7 +81,7 @@ def test_rules_name_metrics_that_there_are(names: dict[str, set[str]]) -> None:
     assert len({rule['alert'] for rule in found}) == len(found) > 10
     for rule in found:
         assert rule['labels']['severity'] in ('warning', 'critical') and rule['annotations']['summary']
-        assert 'mirrorfs_' in rule['expr'], 'says nothing of us'
+        assert 'mirrorfs' in rule['expr'], 'says nothing of us'
         check(
             rule['expr'].replace('node_textfile_mtime_seconds{file=~".*mirrorfs.*"}', '1'),
             names | {'1': set()},

@@ -26,7 +26,7 @@ read_metrics() { # MOUNTPOINT FILE LOCK
     {
         flock -n "$3" cat "$1/.mirrorfs/metrics" >"$2"
         echo $? >"$2.end"
-    } >/dev/null 2>&1 & # nothing of ours stays open in it
+    } >/dev/null 2>&1 & # cron waits for who has its pipe
     tenths=0
     until [ -s "$2.end" ]; do
         [ $tenths -lt $patience ] || return 1
