@@ -284,7 +284,7 @@ def test_what_cannot_be_assembled_is_refused_and_changes_nothing(pool: MountedPo
         ([clash], 'two volumes have this name'),
         ([pool.base / 'nosuch'], 'No such file'),
         ([pool.directory / 'mirrorfs.json'], 'is no leg'),
-        (['/dev/null'], 'is no leg'),
+        (['/dev/null'], 'neither a regular file nor a block device'),
         ([pool.mountpoint], 'no leg was found'),
     ):
         done = cli('assemble', pool.directory, *words)

@@ -148,7 +148,7 @@ def make_things(folder: Path) -> None:
     for name in ('blank', 'ext4'):
         with open(folder / name, 'wb') as file:
             file.truncate(8 * MIB)
-    (folder / 'link').symlink_to('blank')
+    (folder / 'link').hardlink_to(folder / 'blank')
     assert run('mkfs.ext4', '-q', folder / 'ext4').returncode == 0
 
 
