@@ -144,6 +144,7 @@ class MountFuzz:
         with self._opened(path, self._rng.choice((os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND))) as fd:
             if self._is_image(path):
                 os.pwrite(fd, self._rng.randbytes(number % 5000), number % self._volume.size)
+                self._changed = True
                 return
             data = command(self._rng, os.path.basename(path).decode(errors='replace'))
             if any(part in data for part in NOT_SENT):
@@ -257,6 +258,7 @@ class MountFuzz:
         with self._opened(path, os.O_RDWR) as fd:
             mode = self._rng.choice((KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE, 0x08, 0x10, 0x20, 0x40))
             fallocate(fd, mode, number % self._volume.size, 1 + number % 70000)
+            self._changed = True
 
     def _fsync(self, path: bytes, number: int) -> None:
         with self._opened(path, os.O_RDONLY) as fd:
