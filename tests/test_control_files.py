@@ -235,6 +235,9 @@ def without_counts(status: dict[str, Any]) -> dict[str, Any]:
     for volume in status['volumes']:
         for key in ('io', 'log', 'chunks'):
             volume.pop(key, None)
+        for leg in volume.get('legs', []):
+            for key in ('occupied', 'free'):
+                leg.pop(key, None)
     return status
 
 
