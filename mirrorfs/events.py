@@ -1,7 +1,7 @@
 """Events: what happened, a line each, with md's names; kept for a while, and waking those who wait.
 
 A line is ``TIME EVENT VOLUME [DEVICE] [TEXT]``; TIME is ISO 8601 in UTC.  Control characters in it are
-escaped, so that one event is always one line, and so are blanks in DEVICE, a path.
+escaped, so that one event is always one line.
 """
 
 import datetime
@@ -46,7 +46,9 @@ class Event:
 
 
 def parse(line: bytes) -> Event:
-    """Return what a line says, without its end."""
+    """Return what a line says, without its end.  Of a device with a blank in its path only what is before that
+    is known as such; the rest is in the text.
+    """
     time, word, volume, rest = (*line.decode('ascii').split(' ', 3), '', '')[:4]
     device = ''
     if rest.startswith('/') and word != 'Refused':  # which is about no device, and may quote a path
@@ -84,9 +86,7 @@ class EventLog:
         """Add a line and wake who waits."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
         parts = [now.replace('+00:00', 'Z'), word, volume or '-', device, text]
-        escaped = [part.encode('unicode_escape') for part in parts]
-        escaped[3] = escaped[3].replace(b' ', rb'\x20')
-        line = b' '.join(part for part in escaped if part)
+        line = ' '.join(part for part in parts if part).encode('unicode_escape', 'replace')
         log.log(LEVELS.get(word, logging.INFO), '%s', ' '.join(part for part in parts[1:] if part))
         self._lines.append(line + b'\n')
         self.emitted[word] += 1
