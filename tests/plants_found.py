@@ -478,7 +478,7 @@ FOUND: dict[str, Hunt] = {
     'hot_writes_go_on_without_the_expelled_leg': EXPELLED,
     'stuck_leg_stays_hot': STUCK,
     'write_overtakes_a_stuck_call': STUCK,
-    'targets_looked_up_after_the_permission': replace(EXPELLED, first=660),
+    'targets_looked_up_after_the_permission': replace(EXPELLED, first=440),
     'superseded_lane_goes_on': Hunt(
         faulty(
             once(
