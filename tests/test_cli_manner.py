@@ -157,7 +157,7 @@ def test_every_verb_has_the_shared_options(verb: str) -> None:
         ('status POOL dusk', 'did you mean disk?'),
         ('destroy POOL dusk --yes', 'did you mean disk?'),
         ('log POOL dusk', 'did you mean disk?'),
-        ('status POOLS', 'did you mean POOL'),
+        ('status POOLS', 'did you mean POOL'),  # others may be mounted whose names are alike, too
         ('set POOL disk tme_base 5', 'did you mean time_base?'),
         ('status POOL something', 'there are: disk'),
         ('fail POOL disk 0', 'mount it first: mirrorfs mount POOL DIR'),
