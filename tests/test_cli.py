@@ -83,7 +83,8 @@ BAD_CREATES = {
     'a filesystem': Bad('new --size 2M --leg fresh --leg EXT4', 'ext4'),
     'leg of another': Bad('new --size 2M --leg fresh --leg USED', 'slot 1 of mirrorfs volume there'),
     'same path twice': Bad('new --size 2M --leg fresh --leg fresh', 'named twice'),
-    'same file by two names': Bad('new --size 2M --leg BLANK --leg LINK', 'in use by'),
+    'same file by two names': Bad('new --size 2M --leg BLANK --leg HARD', 'in use by'),
+    'symbolic link': Bad('new --size 2M --leg LINK', 'name the file itself'),
     'exists': Bad('there --size 2M --leg fresh', 'a volume there already'),
     'no size': Bad('new --leg fresh', 'say how large'),
     'no leg': Bad('new --size 2M', '--leg'),
@@ -148,13 +149,14 @@ def make_things(folder: Path) -> None:
     for name in ('blank', 'ext4'):
         with open(folder / name, 'wb') as file:
             file.truncate(8 * MIB)
-    (folder / 'link').hardlink_to(folder / 'blank')
+    (folder / 'link').symlink_to('blank')
+    (folder / 'hard').hardlink_to(folder / 'blank')
     assert run('mkfs.ext4', '-q', folder / 'ext4').returncode == 0
 
 
 def refuse_to_create(folder: Path, bad: Bad) -> None:
     words = bad.words
-    for name in ('SMALL', 'EXT4', 'USED', 'BLANK', 'LINK', 'DIR', 'IMAGE', 'EMPTY'):
+    for name in ('SMALL', 'EXT4', 'USED', 'BLANK', 'LINK', 'HARD', 'DIR', 'IMAGE', 'EMPTY'):
         words = re.sub(rf'\b{name}\b', str(folder / name.lower()), words)
     before = everything(folder)
     split = [os.fsdecode(b'\xff\xfe') if w == 'NOTUTF8' else w for w in shlex.split(words)]

@@ -239,10 +239,16 @@ def require_blank(leg: FileLeg) -> None:
     behind there.
     """
     what = _ours(leg.fd) or (leg.size and signature(leg.fd, leg.path))
-    if not what and not leg.is_device and (found := _data_in(leg.fd)):
+    if not what and not leg.is_device and not _is_void_log(leg.fd) and (found := _data_in(leg.fd)):
         what = f'a file with {format_size(found)} of data'
     if what:
         raise Refused(errno.EEXIST, f'{leg.path} is {what}; that would be lost: use --force, or another path')
+
+
+def _is_void_log(fd: int) -> bool:
+    """Whether a file was the log of a volume that moved it away: its header is zeros, old pages are left."""
+    first = os.pread(fd, logfile.PAGES_OFFSET + len(wibm.LOG_MAGIC), 0)
+    return first == bytes(logfile.PAGES_OFFSET) + wibm.LOG_MAGIC
 
 
 def _data_in(fd: int) -> int:
