@@ -46,8 +46,8 @@ class Event:
 
 
 def parse(line: bytes) -> Event:
-    """Return what a line says, without its end.  Of a device with a blank in its path only what is before that
-    is known as such; the rest is in the text.
+    """Return what a line says, without its end.  Of a device with a blank in its path only what is before
+    that is known as such; the rest is in the text.
     """
     time, word, volume, rest = (*line.decode('ascii').split(' ', 3), '', '')[:4]
     device = ''

@@ -86,7 +86,7 @@ def check_file(path: Path) -> None:
     if path.name in WRITE_ONLY:
         assert stat.S_IMODE(info.st_mode) == 0o200
         return
-    assert stat.S_IMODE(info.st_mode) in (0o400, 0o600)
+    assert stat.S_IMODE(info.st_mode) in (0o444, 0o644)
     text = path.read_text()
     assert text == '' or text.endswith('\n')
     with open(path, 'rb', buffering=0) as file:  # as `read -n1` of a shell does it

@@ -209,7 +209,7 @@ def test_oneshot_says_what_is_wrong_now(pool: MountedPool) -> None:
 
 def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     done = cli('monitor', '--oneshot', tmp_path)
-    assert done.returncode == 1 and 'is not mounted' in done.stderr
+    assert done.returncode == 1 and 'is no pool' in done.stderr
     done = cli('monitor', '--program', tmp_path / 'nothing')
     assert done.returncode == 1 and 'is not a program' in done.stderr
 

@@ -158,8 +158,8 @@ _CONTROL = """
 Below a mount, .mirrorfs holds the control files. What mirrorfs(8) does to a mounted pool it does by them,
 and so can a script, with cat and echo. One write is one command, of one line; quotes are as in a shell. A
 refused one fails in the write(2) with an errno that says why, changes nothing, and leaves a line in events.
-Names, words and printed forms are those of md where md has them. Only root and the user who mounted may
-read or write them.
+Names, words and printed forms are those of md where md has them. Whoever gets into the mount may read them;
+only root and the user who mounted may write them.
 
 \b
 echo 1 > /srv/images/.mirrorfs/volumes/vm1/fail

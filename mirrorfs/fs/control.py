@@ -32,8 +32,8 @@ class ControlFile:
 
     @property
     def mode(self) -> int:
-        """Permission bits: control files are for the mounting user (and root), whoever may use images."""
-        return (0o400 if self.read or self.gather else 0) | (0o200 if self.act else 0)
+        """Permission bits: everybody with access to the mount may read, the mounting user may write."""
+        return (0o444 if self.read or self.gather else 0) | (0o200 if self.act else 0)
 
     async def text(self, place: Place) -> bytes:
         """Return what the file says now; nothing where it cannot be read."""

@@ -2,8 +2,8 @@
 
 The bytes of volumes never come here.
 
-Who may use an image is decided by the kernel, from its mode and owner.  Control files are for root and who
-mounted the pool, whatever the kernel was told: whoever opens one is asked for here, too.
+Who may use an image is decided by the kernel, from its mode and owner.  Control files are written by root and
+who mounted the pool alone, whatever the kernel was told: whoever opens one to write is asked for here, too.
 
 Every handler goes through `guarded`: an exception that pyfuse3 does not expect would end the whole mount.
 """
@@ -121,7 +121,7 @@ class Names(pyfuse3.Operations):
         attributes.st_atime_ns, attributes.st_mtime_ns = accessed, modified
         attributes.st_ctime_ns = self._began
         if node.kind is Kind.DIRECTORY:
-            attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | (0o755 if number == ROOT else 0o700))
+            attributes.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755)
             attributes.st_nlink = 2
         elif node.entry:
             _image_attributes(attributes, node.entry)
@@ -134,17 +134,15 @@ class Names(pyfuse3.Operations):
         return attributes
 
     def _require_owner(self, ctx: Any) -> None:
-        """Raise Refused(EACCES) for who may neither see nor write control files."""
+        """Raise Refused(EACCES) for who may not write control files."""
         if ctx.uid not in (0, self._uid):
-            raise Refused(errno.EACCES, 'control files are for root and who mounted the pool')
+            raise Refused(errno.EACCES, 'only root and who mounted the pool may write control files')
 
     @guarded(pyfuse3.EntryAttributes)
     async def lookup(self, parent_inode: Any, name: bytes, ctx: Any) -> Any:
         path = self._tree.path(parent_inode)
         if path is None:
             raise Refused(errno.ENOENT, 'gone')
-        if path:
-            self._require_owner(ctx)
         try:
             child = (*path, name.decode())
         except UnicodeDecodeError:
@@ -201,8 +199,6 @@ class Names(pyfuse3.Operations):
         node = self._node(inode)
         path = self._tree.path(inode)
         assert path is not None
-        if path:
-            self._require_owner(ctx)
         names = tuple((self._tree.number((*path, name)), name) for name in node.children)
         return self._open(Handle(node, names))
 
@@ -240,7 +236,7 @@ class Names(pyfuse3.Operations):
         elif node.entry:
             node.entry.require()
             node.entry.opened += 1
-        else:
+        elif flags & os.O_ACCMODE != os.O_RDONLY:
             self._require_owner(ctx)
         if node.kind is Kind.EVENTS:
             handle.base = handle.position = self._events.start
