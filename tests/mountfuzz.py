@@ -90,6 +90,9 @@ class MountFuzz:
         for volume in status['volumes']:
             for key in ('io', 'log', 'chunks', 'resynced_bytes', 'recovered_bytes', 'last_sync'):
                 volume.pop(key, None)
+            for leg in volume.get('legs', []):
+                for key in ('occupied', 'free'):
+                    leg.pop(key, None)
         modes = [(info.st_mode, info.st_uid, info.st_gid, info.st_size) for info in self._infos()]
         names = sorted(os.listdir(self._pool.mountpoint)), sorted(os.listdir(self._pool.legs))
         return status, modes, names, sorted(str(path) for path in self._pool.directory.rglob('*'))

@@ -83,7 +83,6 @@ def find(pool: str, *, new: bool = False) -> Target:
     Raises Refused: ENOENT for what is no pool, and says which it may have been.
     """
     real = mounting.real_path(pool)
-    target = Target(PoolDirectory(real), None)
     known = mounting.mounts()
     for mount in known:
         if real in (mount.pool, mount.mountpoint):
@@ -91,6 +90,7 @@ def find(pool: str, *, new: bool = False) -> Target:
             target = Target(PoolDirectory(mount.pool), None if dead else Path(mount.mountpoint))
             break
     else:
+        target = Target(PoolDirectory(real), None)  # not before: a mount that hangs is not to be looked at
         if not new:
             _require(target.directory, known)
     given = {'pool': str(target.directory.path), 'mountpoint': target.mountpoint and str(target.mountpoint)}
