@@ -81,19 +81,21 @@ legs() {
 # find_leg WORD: print the UUID of the leg with that number, path or UUID; fail if there is none.
 find_leg() {
     local number uuid path
-    while read -r number uuid path; do
-        if [[ $number == "$1" || $uuid == "$1" || $path == "$(realpath -ms -- "$1")" ]]; then
-            printf '%s\n' "$uuid"
-            return
-        fi
-    done < <(legs)
+    for _ in 1 2 3; do # a leg that takes another's number just now may be missed by one look
+        while read -r number uuid path; do
+            if [[ $number == "$1" || $uuid == "$1" || $path == "$(realpath -ms -- "$1")" ]]; then
+                printf '%s\n' "$uuid"
+                return
+            fi
+        done < <(legs)
+    done
     return 1
 }
 
 # leg_fact UUID FILE: print what a control file of that leg says; fail if the leg is gone.
 leg_fact() {
     local leg fact
-    for leg in "$volume"/legs/*; do
+    for leg in "$volume"/legs/* "$volume"/legs/* "$volume"/legs/*; do # as above
         # Looked at before and after: legs may have changed places in between.
         if [[ $(<"$leg/uuid") == "$1" ]] && fact=$(<"$leg/$2") && [[ $(<"$leg/uuid") == "$1" ]]; then
             printf '%s\n' "$fact"
