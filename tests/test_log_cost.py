@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import trio
 from crashtools import World, simulate
 
-from mirrorfs.intent.states import DIRTY
+from mirrorfs.intent.states import DIRTY, UNWRITTEN
 from mirrorfs.sim.crashleg import Call
 from mirrorfs.sim.world import CHUNK_BLOCKS
 from mirrorfs.volume.volume import Volume
@@ -72,12 +72,16 @@ def test_a_sequential_writer_finds_the_next_chunks_marked_and_a_random_one_does_
     simulated(test)
 
 
-def test_look_ahead_leaves_chunks_unwritten_until_they_are_written() -> None:
+def test_fresh_chunks_that_look_ahead_made_ready_are_never_written_again_if_no_write_comes() -> None:
     async def test(world: World, volume: Volume) -> None:
-        for chunk in range(4):
+        before = volume.keeper.rounds
+        for chunk in range(6):
             await world.do(('write', chunk * CHUNK_BLOCKS))
-        assert volume.log.count(DIRTY) > 4
-        assert volume.seek(0, data=False) == 4 * CHUNK_BLOCKS * 4096
+        assert volume.keeper.rounds - before <= 4, 'look-ahead of 1, 2, 4 chunks'
+        assert volume.seek(0, data=False) > 6 * CHUNK_BLOCKS * 4096
+        await quiet_until_clean(world, volume)
+        assert volume.seek(0, data=False) == 6 * CHUNK_BLOCKS * 4096
+        assert volume.log.count(UNWRITTEN) == CHUNKS - 6
 
     simulated(test)
 
