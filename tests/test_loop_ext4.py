@@ -153,6 +153,7 @@ def killed(disk: Disk, pool: Pool, author: Author) -> None:
     assert author.failure is None
     pool.daemon.kill()  # type: ignore[union-attr]
     pool.daemon.wait(30)  # type: ignore[union-attr]
+    wait_for(lambda: author.failure, 30, 'the author meets the dead mount')
     author.stop()
     umount(disk.root)
     detach(disk.device)

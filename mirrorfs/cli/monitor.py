@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import syslog
+import threading
 import time
 from collections.abc import Callable
 from logging import CRITICAL, ERROR, INFO, WARNING
@@ -68,6 +69,7 @@ def monitor(
     mirrorfs monitor --oneshot /srv/pool        from cron: what is wrong now
     mirrorfs monitor --program /usr/local/sbin/tell-me
     """
+    interrupted = _interrupts()
     report = _reporter(program, to_syslog=to_syslog, as_json=as_json)
     following = Following(pools)
     if oneshot:
@@ -85,7 +87,22 @@ def monitor(
         if oneshot:
             return
         time.sleep(delay)
+        if interrupted:
+            raise KeyboardInterrupt
         notices = following.look()
+
+
+def _interrupts() -> list[int]:
+    """Have SIGINT noted, in what this returns, as well as raised: what is raised in a finaliser gets lost."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, note)
+    return noted
 
 
 def _reporter(program: str | None, *, to_syslog: bool, as_json: bool) -> Report:
