@@ -72,9 +72,12 @@ last() {
 
 # legs: print the number, UUID and path of each leg, a line each.
 legs() {
-    local leg
+    local leg uuid path
     for leg in "$volume"/legs/*; do
-        printf '%s %s %s\n' "${leg##*/}" "$(<"$leg/uuid")" "$(<"$leg/path")"
+        until uuid=$(<"$leg/uuid") && path=$(<"$leg/path") && [[ $(<"$leg/uuid") == "$uuid" ]]; do
+            [[ -d $leg ]] || continue 2 # else it has just changed places with another: look again
+        done 2>/dev/null
+        printf '%s %s %s\n' "${leg##*/}" "$uuid" "$path"
     done
 }
 
