@@ -104,12 +104,13 @@ def test_a_message_that_cannot_be_formatted_is_said_all_the_same(syslog: FakeSys
     assert "'%d legs' does not go with ('two',)" in syslog.take()
 
 
-def test_a_reader_who_has_gone_is_no_matter(log_to: Log) -> None:
+def test_a_reader_who_has_gone_is_no_matter(log_to: Log, capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = os.pipe()
     logger = log_to(logs.Stream(theirs, levels=False))
     os.close(ours)
     logger.error('to nobody')
     os.close(theirs)
+    assert capsys.readouterr().err == ''  # where logging says what went wrong in a handler
 
 
 def test_a_journal_that_stands_still_holds_nobody_up_and_loses_only_what_is_too_much(
