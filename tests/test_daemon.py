@@ -811,3 +811,23 @@ def test_killed_clients_stop_nobody_else(pool: MountedPool) -> None:
     assert pool.wait() == 0
     volume.assert_legs_equal()
     calm.assert_legs_equal()
+
+
+def test_who_waits_for_a_mount_is_shown_that_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        shown.append('begins')
+        yield
+        shown.append('ends')
+
+    def await_child(pid: int, pipe: int, mountpoint: str) -> int:
+        os.close(pipe)
+        assert shown == ['begins']
+        return 0
+
+    monkeypatch.setattr(os, 'fork', lambda: 1 << 30)
+    monkeypatch.setattr(daemon, '_await_child', await_child)
+    assert daemon.run_in_background('/pool', '/mnt', mounting.Options(), waiting) == 0
+    assert shown == ['begins', 'ends']

@@ -7,6 +7,7 @@ import click
 
 from mirrorfs.cli.common import POOL, Place, find, wait_until
 from mirrorfs.cli.manner import manner
+from mirrorfs.cli.progress import Pulse
 from mirrorfs.errors import Refused
 from mirrorfs.fs import daemon, mounting
 from mirrorfs.fs.options import describe, parse_options
@@ -47,8 +48,10 @@ def mount(pool: str, mountpoint: str, foreground: bool, options: list[str], forc
     parsed.force.extend(force)
     target = find(pool)
     manner().facts['mountpoint'] = os.path.abspath(mountpoint)
-    run = daemon.run_in_foreground if foreground else daemon.run_in_background
-    return run(str(target.directory.path), mountpoint, parsed)
+    path = str(target.directory.path)
+    if foreground:
+        return daemon.run_in_foreground(path, mountpoint, parsed)
+    return daemon.run_in_background(path, mountpoint, parsed, lambda: Pulse(f'mounting {path}'))
 
 
 @click.command()

@@ -10,6 +10,7 @@ forked us, or, for the service manager, one that we fork and that keeps nothing 
 """
 
 import argparse
+import contextlib
 import errno
 import faulthandler
 import gc
@@ -275,12 +276,21 @@ def run_in_foreground(pool: str, mountpoint: str, options: Options) -> int:
         return EXIT_MOUNT
 
 
-def run_in_background(pool: str, mountpoint: str, options: Options) -> int:
-    """Serve in a child; return 0 when its mount answers, else its exit code after its message."""
+def run_in_background(
+    pool: str,
+    mountpoint: str,
+    options: Options,
+    waiting: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> int:
+    """Serve in a child; return 0 when its mount answers, else its exit code after its message.
+
+    `waiting` makes what is entered while that takes; after the fork, so that it may have threads.
+    """
     ours, theirs = os.pipe()
     if pid := os.fork():
         os.close(theirs)
-        return _await_child(pid, ours, mountpoint)
+        with waiting():
+            return _await_child(pid, ours, mountpoint)
     os.close(ours)
     os.setsid()
     code = EXIT_SYSTEM
